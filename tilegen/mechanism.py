@@ -1,0 +1,139 @@
+"""What a mechanism is: a name, its static options, its arguments, and one tensor expression.
+
+This module imports neither TVM nor torch, so that describing a mechanism costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tilegen.errors import ArgumentError
+
+ACC = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
+"""The dtype in which sums, states and normalisers of an operator are kept, by the dtype of its arguments."""
+
+
+@dataclass(frozen=True)
+class ArgSpec:
+    """One tensor argument or result.
+
+    A dim is an int, a symbolic size ("B", "T"), a static size ("C"), or a sum, product or quotient of those and
+    of integer options of the config ("order+1").  `dtype` is "io" (the caller's), "acc" (see `ACC`) or explicit.
+    """
+
+    name: str
+    shape: tuple[str | int, ...]
+    dtype: str = "io"
+    differentiable: bool = True
+
+    def concrete_dtype(self, io: str) -> str:
+        """The dtype of this argument in an instance whose arguments are `io`."""
+        return {"io": io, "acc": ACC[io]}.get(self.dtype, self.dtype)
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """A mechanism as its folder under ``ops/`` describes it.
+
+    Parameters
+    ----------
+    config : frozen dataclass of static, JSON-able options.
+    symbolic, static : names of the sizes that stay symbolic in the built kernel, and of those fixed in it.
+    inputs, outputs : the argument specs for a config.
+    expression : ``fn(config, dims, **tensors) -> tuple of te.Tensor``, or ``"module:function"`` resolved on first use.
+    reference : ``fn(config, **tensors) -> tuple of torch.Tensor``, the plain statement of the same mathematics.
+    representative : sizes at which kernels are searched.
+    step : maps a config to the one whose forward at T = 1 is the decoding step, or None.
+    """
+
+    name: str
+    config: type
+    symbolic: tuple[str, ...]
+    static: tuple[str, ...]
+    inputs: Callable[[Any], tuple[ArgSpec, ...]]
+    outputs: Callable[[Any], tuple[ArgSpec, ...]]
+    expression: str | Callable[..., tuple[Any, ...]]
+    reference: Callable[..., tuple[Any, ...]]
+    representative: dict[str, int]
+    step: Callable[[Any], Any] | None = None
+
+    def forward(self) -> Callable[..., tuple[Any, ...]]:
+        """The tensor expression as a callable; imports TVM when given as a string."""
+        return resolve(self.expression)
+
+
+def resolve(target: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The object that ``"module:name"`` names, or `target` itself."""
+    if callable(target):
+        return target
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A mechanism with every static choice made: what one compiled library serves."""
+
+    mechanism: Mechanism
+    config: Any
+    static: dict[str, int] = field(hash=False)
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """Canonical JSON text: equal for equal instances, in every process."""
+        parts = {
+            "op": self.mechanism.name,
+            "config": dataclasses.asdict(self.config),
+            "static": self.static,
+            "dtype": self.dtype,
+        }
+        return json.dumps(parts, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_key(cls, key: str) -> Instance:
+        """The instance that `key` describes; its mechanism must be registered."""
+        parts = json.loads(key)
+        mechanism = get(parts["op"])
+        return cls(mechanism, mechanism.config(**parts["config"]), parts["static"], parts["dtype"])
+
+    def step_instance(self) -> Instance | None:
+        """The instance whose forward at T = 1 is the decoding step."""
+        step = self.mechanism.step
+        return None if step is None else dataclasses.replace(self, config=step(self.config))
+
+    def sizes(self) -> dict[str, int]:
+        """Static sizes and the integer options of the config, by name."""
+        options = dataclasses.asdict(self.config)
+        return {k: v for k, v in options.items() if isinstance(v, int) and not isinstance(v, bool)} | self.static
+
+
+_REGISTRY: dict[str, Mechanism] = {}
+
+
+def register(mechanism: Mechanism) -> Mechanism:
+    """Make `mechanism` known by its name; a second one of that name is an error unless it is the same object."""
+    known = _REGISTRY.setdefault(mechanism.name, mechanism)
+    if known is not mechanism:
+        raise ArgumentError(f"mechanism '{mechanism.name}' is registered already; choose another name")
+    return mechanism
+
+
+def get(name: str) -> Mechanism:
+    """The mechanism called `name`."""
+    if name not in _REGISTRY:
+        importlib.import_module("tilegen.ops")
+    if name not in _REGISTRY:
+        raise ArgumentError(f"op is {name!r}, must be one of {', '.join(names())}")
+    return _REGISTRY[name]
+
+
+def names() -> list[str]:
+    """The names of all registered mechanisms, sorted."""
+    importlib.import_module("tilegen.ops")
+    return sorted(_REGISTRY)
