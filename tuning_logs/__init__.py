@@ -1,0 +1,1 @@
+"""Which tiles won: one folder a device, JSON lines. Data only."""
