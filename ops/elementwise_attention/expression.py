@@ -1,12 +1,12 @@
 """Element-wise attention as one tensor expression.
 
-Element-wise Attention Is All You Need (Feng, 2025), the order-t form::
+"Element-wise Attention Is All You Need" (2025), the order-t form, with one channel attending alone::
 
     y_i = sum_n a_n q_i^n A_n(i) / sum_n a_n q_i^n B_n(i)          a_n = c2^n / n!,  n = 0..t
     A_n(i) = sum_j exp(m_i - k_j^2) k_j^n v_j                      j <= i causal, all j otherwise
-    B_n(i) = sum_j exp(m_i - k_j^2) k_j^n                          m_i = min k_j^2, which cancels in y
+    B_n(i) = sum_j exp(m_i - k_j^2) k_j^n                          m_i = min_j k_j^2, which cancels in y
 
-Causal sums are scans in which the running minimum m rescales the state by exp(m_i - m_{i-1}) <= 1.
+Causal sums are scans; the running minimum m rescales their state by g_i = exp(m_i - m_{i-1}) <= 1.
 """
 
 from __future__ import annotations
@@ -16,37 +16,141 @@ from typing import Any
 
 from tvm import te
 
-from tilegen.expression import compute, const, exp, if_then_else, reduce_axis, reduce_min, reduce_sum, scan, stop_gradient
+from tilegen.expression import (
+    compute,
+    const,
+    exp,
+    if_then_else,
+    reduce_axis,
+    reduce_max,
+    reduce_min,
+    reduce_sum,
+    scan,
+    stop_gradient,
+)
 
 Tensor = te.Tensor
 
 
 def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, **state: Tensor) -> tuple[Tensor, ...]:
-    """`q`, `k`, `v` [B, T, C] -> y [B, T, C], and (A, B [B, C, t+1], m [B, C]) when the config returns the state."""
-    B, T, C, t = dims.B, dims.T, dims.C, config.order
-    io, acc = str(q.dtype), dims.acc
-    one, zero = const(1, acc), const(0, acc)
-    qf, kf, vf = (compute((B, T, C), lambda b, i, c: x[b, i, c].astype(acc), name=x.op.name + "f") for x in (q, k, v))
-    k2 = compute((B, T, C), lambda b, i, c: kf[b, i, c] * kf[b, i, c], name="k2")
+    """`q`, `k`, `v` [B, T, C] -> y [B, T, C], then A, B [B, C, t+1] and m [B, C] if the config returns the state."""
+    q, k, v = (as_acc(x, dims.acc) for x in (q, k, v))
+    if config.exact:
+        return (exact(config, dims, q, k, v),)
+    k2 = compute(k.shape, lambda b, i, c: k[b, i, c] * k[b, i, c], name="k2")
+    powers = [None, k]  # k^n; k^0 = 1 is never multiplied
+    for n in range(2, config.order + 1):
+        powers.append(product(powers[-1], k, f"k_{n}"))
+    weigh = weights_causal if config.causal else weights_bidirectional
+    w, g, m = weigh(config, k2, state.get("m"))
+    wv = product(w, v, "wv")
+    A, B = [], []
+    for n in range(config.order + 1):
+        for sums, x, name in ((A, wv, "A"), (B, w, "B")):
+            moment = x if n == 0 else product(x, powers[n], f"{name}x_{n}")
+            sums.append(total(config, moment, g, state.get(name), n, f"{name}_{n}"))
+    y = ratio(config, dims, q, A, B)
+    if not config.return_state:
+        return (y,)
+    last = lambda x, name: compute((dims.B, dims.C), lambda b, c: x[b, dims.T - 1, c], name=name)  # noqa: E731
+    ends = [[last(x, f"{x.op.name}_end") for x in sums] for sums in (A, B)]
+    m_end = last(m, "m_end") if m is not None else compute((dims.B, dims.C), lambda b, c: const(0, dims.acc), name="m_end")
+    return (y, *(stack(dims, xs, name) for xs, name in zip(ends, ("A_end", "B_end"), strict=True)), m_end)
 
-    if config.initial_state:
-        A0, B0 = ([compute((B, C), lambda b, c: s[b, c, n], name=f"{nm}0_{n}") for n in range(t + 1)]
-                  for nm, s in (("A", state["A"]), ("B", state["B"])))
-        m0 = state["m"]
-    else:
-        A0, B0, m0 = [None] * (t + 1), [None] * (t + 1), None
 
-    # m and the two factors that contain it: w_j = exp(m - k_j^2), g_i = exp(m_i - m_{i-1})
-    g = None
+def weights_causal(config: Any, k2: Tensor, m0: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """w_i = exp(m_i - k_i^2), g_i = exp(m_i - m_{i-1}) and the running minimum m (constant for differentiation)."""
     if not config.stabilise:
-        w = compute((B, T, C), lambda b, i, c: exp(-k2[b, i, c]), name="w")
-    elif config.causal:
-        m = stop_gradient(scan(k2, axis=1, kind="min", initial=m0, name="m"))
-        before = (lambda b, c: m0[b, c]) if m0 is not None else (lambda b, c: m[b, 0, c])
-        g = compute((B, T, C), lambda b, i, c: if_then_else(i > 0, exp(m[b, i, c] - m[b, i - 1, c]), exp(m[b, i, c] - before(b, c))), name="g")
-        w = compute((B, T, C), lambda b, i, c: exp(m[b, i, c] - k2[b, i, c]), name="w")
-    else:
-        j = reduce_axis(T, "j")
-        m = stop_gradient(compute((B, C), lambda b, c: reduce_min(k2[b, j, c], axis=j), name="m"))
-        w = compute((B, T, C), lambda b, i, c: exp(m[b, c] - k2[b, i, c]), name="w")
-    return t, one, zero, io, qf, vf, w, g, A0, B0, m0, math, reduce_sum
+        return compute(k2.shape, lambda b, i, c: exp(-k2[b, i, c]), name="w"), None, None
+    m = stop_gradient(scan(k2, axis=1, kind="min", initial=m0, name="m"))
+    first = (lambda b, c: m0[b, c]) if m0 is not None else (lambda b, c: m[b, 0, c])
+    before = lambda b, i, c: if_then_else(i > 0, m[b, i - 1, c], first(b, c))  # noqa: E731
+    g = compute(k2.shape, lambda b, i, c: exp(m[b, i, c] - before(b, i, c)), name="g")
+    w = compute(k2.shape, lambda b, i, c: exp(m[b, i, c] - k2[b, i, c]), name="w")
+    return w, g, m
+
+
+def weights_bidirectional(config: Any, k2: Tensor, _: None) -> tuple[Tensor, None, Tensor | None]:
+    """w_i = exp(m - k_i^2) with the minimum m over the whole sequence."""
+    if not config.stabilise:
+        return compute(k2.shape, lambda b, i, c: exp(-k2[b, i, c]), name="w"), None, None
+    batch, time, channels = k2.shape
+    j = reduce_axis(time, "j")
+    m = stop_gradient(compute((batch, channels), lambda b, c: reduce_min(k2[b, j.var, c], j), name="m"))
+    return compute(k2.shape, lambda b, i, c: exp(m[b, c] - k2[b, i, c]), name="w"), None, m
+
+
+def total(config: Any, x: Tensor, g: Tensor | None, initial: Tensor | None, n: int, name: str) -> Tensor:
+    """A_n or B_n: [B, T, C] running sums when causal, [B, C] sums otherwise."""
+    batch, time, channels = x.shape
+    if not config.causal:
+        j = reduce_axis(time, "j")
+        return compute((batch, channels), lambda b, c: reduce_sum(x[b, j.var, c], j), name=name)
+    start = None if initial is None else compute((batch, channels), lambda b, c: initial[b, c, n], name=f"{name}_start")
+    return scan(x, axis=1, decay=g, initial=start, name=name)
+
+
+def ratio(config: Any, dims: Any, q: Tensor, A: list[Tensor], B: list[Tensor]) -> Tensor:
+    """sum_n a_n q^n A_n / sum_n a_n q^n B_n by Horner's rule."""
+    a = [config.c2**n / math.factorial(n) for n in range(config.order + 1)]
+
+    def polynomial(sums: list[Tensor], name: str) -> Tensor:
+        at = (lambda x, b, i, c: x[b, i, c]) if config.causal else (lambda x, b, i, c: x[b, c])
+
+        def horner(b: Any, i: Any, c: Any) -> Any:
+            value = at(sums[-1], b, i, c) * const(a[-1], dims.acc)
+            for x, coefficient in zip(reversed(sums[:-1]), reversed(a[:-1]), strict=True):
+                value = value * q[b, i, c] + at(x, b, i, c) * const(coefficient, dims.acc)
+            return value
+
+        return compute(q.shape, horner, name=name)
+
+    numerator, denominator = polynomial(A, "numerator"), polynomial(B, "denominator")
+    y = compute(q.shape, lambda b, i, c: numerator[b, i, c] / denominator[b, i, c], name="ratio")
+    return as_io(y, dims.io)
+
+
+def exact(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The definition, O(T^2): weights exp(c2 q_i k_j - k_j^2); with c2 = 2 these are exp(-(q_i - k_j)^2) up to a factor of i."""
+    size, T = q.shape, dims.T
+    sees = (lambda i, j: j <= i) if config.causal else (lambda i, j: j < T)
+    logit = lambda b, i, j, c: const(config.c2, dims.acc) * q[b, i, c] * k[b, j, c] - k[b, j, c] * k[b, j, c]  # noqa: E731
+    low, zero = const(-1e30, dims.acc), const(0, dims.acc)
+    r, s, u = (reduce_axis(T, name) for name in "rsu")
+    top = stop_gradient(
+        compute(size, lambda b, i, c: reduce_max(if_then_else(sees(i, r.var), logit(b, i, r.var, c), low), r), name="top")
+    )
+    weight = lambda b, i, j, c: exp(logit(b, i, j, c) - top[b, i, c])  # noqa: E731
+    numerator = compute(
+        size, lambda b, i, c: reduce_sum(if_then_else(sees(i, s.var), weight(b, i, s.var, c) * v[b, s.var, c], zero), s), name="numerator"
+    )
+    denominator = compute(size, lambda b, i, c: reduce_sum(if_then_else(sees(i, u.var), weight(b, i, u.var, c), zero), u), name="denominator")
+    y = compute(size, lambda b, i, c: numerator[b, i, c] / denominator[b, i, c], name="ratio")
+    return as_io(y, dims.io)
+
+
+def product(x: Tensor, y: Tensor, name: str) -> Tensor:
+    """x * y, element by element."""
+    return compute(x.shape, lambda b, i, c: x[b, i, c] * y[b, i, c], name=name)
+
+
+def stack(dims: Any, xs: list[Tensor], name: str) -> Tensor:
+    """[B, C] tensors as one [B, C, n]."""
+
+    def pick(b: Any, c: Any, n: Any) -> Any:
+        value = xs[-1][b, c]
+        for index in reversed(range(len(xs) - 1)):
+            value = if_then_else(n == index, xs[index][b, c], value)
+        return value
+
+    return compute((dims.B, dims.C, len(xs)), pick, name=name)
+
+
+def as_acc(x: Tensor, acc: str) -> Tensor:
+    """`x` in the dtype of sums and states."""
+    return x if str(x.dtype) == acc else compute(x.shape, lambda b, i, c: x[b, i, c].astype(acc), name=f"{x.op.name}_acc")
+
+
+def as_io(x: Tensor, io: str) -> Tensor:
+    """`x` in the caller's dtype: the one rounding."""
+    return x if str(x.dtype) == io else compute(x.shape, lambda b, i, c: x[b, i, c].astype(io), name=f"{x.op.name}_io")
