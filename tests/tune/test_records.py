@@ -1,0 +1,202 @@
+"""Tuning logs: what is written comes back, what is damaged is set aside, and the right record is found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tilegen.errors import RecordError
+from tilegen.tune import logs, records
+from tilegen.tune.records import Host, Record, RecordKey, TuningLogWarning
+
+HOST = "x86-64-znver4-2c"
+
+
+def key(host: str = HOST, **changes: object) -> RecordKey:
+    parts = dict(op="ea", config={"order": 6, "causal": True}, static={"C": 512}, dtype="float32", function="forward",
+                 kernel="walk0", rule="llvm.walk", rule_version=1, host=host)
+    return RecordKey(**(parts | changes))  # type: ignore[arg-type]
+
+
+def record(seconds: float = 1e-3, k: RecordKey | None = None, **changes: object) -> Record:
+    parts = dict(key=k or key(), trace=[[["SampleCategorical", [], [[1, 2], [0.5, 0.5]], ["v0"]]], [[0, 1]]],
+                 decisions=[2], seconds=seconds, spread=1e-5, default_seconds=2e-3, sizes={"B": 4, "T": 2048},
+                 device={"name": HOST}, versions={"tvm": "0.27"}, trials=64, seed=0, created="2026-11-23T13:00:00Z")
+    return Record(**(parts | changes))  # type: ignore[arg-type]
+
+
+def write(folder: Path, *items: Record) -> Path:
+    for item in items:
+        path = records.log_path(folder, item.key.host, item.key.op)
+        logs.append(path, item)
+    return path
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    original = record()
+    path = write(tmp_path, original)
+    assert records.read(path) == [original]
+    assert path.read_text().count("\n") == 1
+
+
+def test_appending_a_record_twice_keeps_one(tmp_path: Path) -> None:
+    path = write(tmp_path, record(), record())
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_keys_ignore_the_order_of_options() -> None:
+    assert key(config={"causal": True, "order": 6}) == key() != key(config={"order": 4, "causal": True})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped digit", "not JSON", "not an object", "other schema", "missing field", "binary"])
+def test_a_bad_line_is_set_aside_with_one_warning(tmp_path: Path, damage: str) -> None:
+    good, line = record(), records.encode(record(seconds=2e-3))
+    body = json.loads(line)
+    del body["sha256"]
+    if damage == "other schema":
+        body["schema"] = 99
+    elif damage == "missing field":
+        del body["trace"]
+    sealed = records.canonical({**body, "sha256": records.checksum(body)})
+    text = {"truncated": line[:-20], "flipped digit": line.replace('"order":6', '"order":8'), "not JSON": "hello",
+            "not an object": "[1]", "other schema": sealed, "missing field": sealed, "binary": "\udcff\x00"}[damage]
+    path = write(tmp_path, good)
+    with open(path, "ab") as file:
+        file.write(text.encode("utf-8", "surrogateescape") + b"\n\n")
+    after = record(seconds=3e-3)
+    with pytest.warns(TuningLogWarning, match=r"1 bad line"):
+        assert records.read(path) == [good]
+    logs.append(path, after)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert records.read(path) == [good, after]
+    assert path.with_name(path.name + ".quarantine").read_bytes().strip()
+
+
+def test_a_torn_last_line_spoils_only_itself(tmp_path: Path) -> None:
+    path = write(tmp_path, record())
+    with open(path, "a") as file:
+        file.write(records.encode(record(seconds=2e-3))[:50])
+    logs.append(path, record(seconds=3e-3))
+    with pytest.warns(TuningLogWarning):
+        assert [r.seconds for r in records.read(path)] == [1e-3, 3e-3]
+
+
+def _append_many(path: Path, start: int) -> None:
+    for i in range(20):
+        logs.append(path, record(seconds=(start + i) * 1e-6))
+
+
+def test_writers_in_several_processes_lose_nothing(tmp_path: Path) -> None:
+    path = records.log_path(tmp_path, HOST, "ea")
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_many, args=(path, 100 * n)) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert len(records.read(path)) == 80
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    user, shipped = tmp_path / "user", tmp_path / "shipped"
+    monkeypatch.setenv("TILEGEN_LOG_DIR", str(user))
+    monkeypatch.setattr(records.settings, "shipped_log_dir", lambda: shipped)
+    return user, shipped
+
+
+def test_lookup_prefers_the_users_log_then_the_shipped_then_the_nearest(places: tuple[Path, Path]) -> None:
+    user, shipped = places
+    assert records.lookup(key()) is None
+    found = []
+    write(shipped, record(k=key("x86-64-skylake-avx512-16c")), record(k=key("aarch64-neoverse-n1-2c"), seconds=1e-6))
+    found.append(records.lookup(key()))
+    write(shipped, record(k=key("x86-64-znver4-64c")))
+    found.append(records.lookup(key()))
+    write(user, record(k=key("x86-64-znver4-8c")))
+    found.append(records.lookup(key()))
+    write(shipped, record())
+    found.append(records.lookup(key()))
+    write(user, record(seconds=9e-3))
+    found.append(records.lookup(key()))
+    assert [(r.source, r.key.host) for r in found if r] == [
+        ("nearest", "x86-64-skylake-avx512-16c"), ("nearest", "x86-64-znver4-64c"), ("nearest", "x86-64-znver4-8c"),
+        ("shipped", HOST), ("user", HOST)]
+
+
+@pytest.mark.parametrize("change", [{"rule_version": 2}, {"dtype": "float64"}, {"static": {"C": 64}}, {"kernel": "walk1"}])
+def test_lookup_wants_everything_but_the_device_to_agree(places: tuple[Path, Path], change: dict[str, object]) -> None:
+    write(places[0], record())
+    assert records.lookup(key()) is not None
+    assert records.lookup(key(**change)) is None
+
+
+def test_lookup_takes_the_fastest_that_was_not_beaten_directly(places: tuple[Path, Path]) -> None:
+    old = record(seconds=1e-3)
+    write(places[0], old, record(seconds=3e-3), record(seconds=2e-3, supersedes=old.id))
+    found = records.lookup(key())
+    assert found is not None
+    assert found.seconds == 2e-3
+
+
+def test_device_names_are_compared_by_architecture_model_and_cores() -> None:
+    me = Host.parse("x86-64-znver4-2c")
+    assert me == Host("x86-64", "znver4", 2)
+    assert me.distance(Host.parse("aarch64-neoverse-n1-2c")) is None
+    assert me.distance(Host.parse("x86-64-znver4-64c")) < me.distance(Host.parse("x86-64-skylake-avx512-2c"))  # type: ignore[operator]
+
+
+def test_merge_files_each_record_under_its_device_once(tmp_path: Path) -> None:
+    a, b, into = tmp_path / "a", tmp_path / "b", tmp_path / "into"
+    write(a, record(), record(k=key("x86-64-znver4-8c")))
+    write(b, record(), record(seconds=5e-4))
+    assert logs.merge([a, b], into) == 3
+    assert logs.merge([a, b], into) == 0
+    assert [v.records for v in logs.verify(into)] == [2, 1]
+
+
+def test_verify_names_the_bad_line_and_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, record())
+    path.write_text(path.read_text() + "oops\n")
+    before = path.read_bytes()
+    (verdict,) = logs.verify(path)
+    assert (verdict.records, [n for n, _ in verdict.bad]) == (1, [2])
+    assert path.read_bytes() == before
+
+
+def test_prune_keeps_the_best_of_each_key(tmp_path: Path) -> None:
+    old = record(seconds=1e-3)
+    path = write(tmp_path, old, record(seconds=2e-3, supersedes=old.id), record(seconds=5e-3), record(k=key(kernel="walk1")))
+    assert logs.prune(path, keep=1) == 2
+    assert sorted(r.seconds for r in records.read(path)) == [1e-3, 2e-3]
+    assert logs.prune(path, keep=1) == 0
+
+
+@pytest.mark.parametrize("call", [lambda p: logs.verify(p / "none"), lambda p: logs.merge([p / "none"], p), lambda p: logs.prune(p, keep=0)])
+def test_wrong_arguments_are_named(tmp_path: Path, call: object) -> None:
+    with pytest.raises(RecordError, match="none|keep"):
+        call(tmp_path)  # type: ignore[operator]
+
+
+def test_a_held_lock_is_an_error_that_names_the_log(tmp_path: Path) -> None:
+    path = write(tmp_path, record())
+    with logs.locked(path), pytest.raises(RecordError, match=r"ea\.jsonl is being written"), logs.locked(path, wait=0.1):
+        pass
+
+
+def test_looking_a_record_up_imports_no_compiler() -> None:
+    code = "import sys, tilegen.tune.records as r; assert not {'tvm', 'tvm_ffi', 'torch'} & set(sys.modules), sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ids_name_the_content() -> None:
+    assert record().id == record().id != dataclasses.replace(record(), seed=1).id
+    assert dataclasses.replace(record(), source="user").id == record().id

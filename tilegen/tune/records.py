@@ -1,0 +1,252 @@
+"""What a tuning log holds: one checksummed JSON line per record, and how the right one is found.
+
+A log is ``<folder>/<host name>/<op>.jsonl``.  This module imports neither TVM nor torch: looking a record up is part of
+every warm start.  Writing, merging and pruning are in `tilegen.tune.logs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tilegen import settings
+
+SCHEMA = 1
+SOURCES = ("user", "shipped", "nearest")
+
+
+class TuningLogWarning(UserWarning):
+    """A tuning log had lines that cannot be used; they were set aside."""
+
+
+@dataclass(frozen=True, eq=False)
+class RecordKey:
+    """What a record is for.  Two keys are equal when they say the same, whatever the order of their options.
+
+    `function` is "forward", "backward" or "step", `kernel` the kernel's name in its plan, `rule` the schedule rule that
+    made the search space, `host` the folder name of the device (``tilegen.build.target.host_name()``).
+    """
+
+    op: str
+    config: Mapping[str, Any]
+    static: Mapping[str, int]
+    dtype: str
+    function: str
+    kernel: str
+    rule: str
+    rule_version: int
+    host: str
+
+    @property
+    def task(self) -> str:
+        """Canonical text of everything but the device: what must agree for a record of another device to fit."""
+        return canonical({k: v for k, v in dataclasses.asdict(self).items() if k != "host"})
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name this key, for file names."""
+        return hashlib.sha256(f"{self.host}\n{self.task}".encode()).hexdigest()[:12]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RecordKey) and (self.host, self.task) == (other.host, other.task)
+
+    def __hash__(self) -> int:
+        return hash((self.host, self.task))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A winner of a search: the trace that schedules one kernel, and how it was measured.
+
+    Parameters
+    ----------
+    trace : ``sch.trace.as_json()`` of the winning schedule; replayed on the symbolic PrimFunc by the build.
+    decisions : the value of each sampled decision, in the order of the trace.
+    seconds, spread : median time of one call and the distance between its quartiles, in seconds.
+    default_seconds : the same median for the rule's untuned default, from the same final ranking.
+    sizes : the sizes at which it was measured, for instance ``{"B": 4, "T": 2048}``.
+    device, versions : where it was measured, and with what.
+    trials, seed : length and seed of the search that found it.
+    created : UTC time, ISO 8601.
+    supersedes : id of the record that this one beat in a direct comparison, or None.
+    """
+
+    key: RecordKey
+    trace: list[Any]
+    decisions: list[Any]
+    seconds: float
+    spread: float
+    default_seconds: float
+    sizes: dict[str, int]
+    device: dict[str, Any]
+    versions: dict[str, str]
+    trials: int
+    seed: int
+    created: str
+    supersedes: str | None = None
+    source: str = field(default="", compare=False)
+    """Where a lookup found it: "user", "shipped" or "nearest"; not written."""
+
+    @property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits of the checksum."""
+        return checksum(self.body())[:16]
+
+    def body(self) -> dict[str, Any]:
+        """The record as plain JSON values, without its checksum."""
+        body = dataclasses.asdict(self)
+        del body["source"]
+        return {"schema": SCHEMA, **body}
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is the same for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def checksum(body: Mapping[str, Any]) -> str:
+    """sha256 of the canonical text of a line without its checksum."""
+    return hashlib.sha256(canonical(body).encode()).hexdigest()
+
+
+def encode(record: Record) -> str:
+    """One line of a log, without the newline."""
+    body = record.body()
+    return canonical({**body, "sha256": checksum(body)})
+
+
+def decode(line: str) -> Record:
+    """The record in one line of a log.
+
+    Raises
+    ------
+    ValueError
+        When the line is not JSON, its checksum is wrong, its schema is another one, or a field is missing or mistyped.
+    """
+    body = json.loads(line)
+    if not isinstance(body, dict):
+        raise ValueError("not a JSON object")
+    stated = body.pop("sha256", None)
+    if stated != checksum(body):
+        raise ValueError("the checksum does not match")
+    if body.pop("schema", None) != SCHEMA:
+        raise ValueError(f"the schema is not {SCHEMA}")
+    return msgspec.convert(body, type=Record)
+
+
+def log_path(folder: Path, host: str, op: str) -> Path:
+    """The log of one op on one device."""
+    return folder / host / f"{op}.jsonl"
+
+
+def split_lines(text: str) -> tuple[list[Record], list[tuple[str, str]]]:
+    """The records in the text of a log, and the lines that are none, each with the reason."""
+    good, bad = [], []
+    for line in text.split("\n"):
+        if not line.strip():
+            continue
+        try:
+            good.append(decode(line))
+        except ValueError as error:  # json.JSONDecodeError and msgspec.ValidationError are ValueErrors
+            bad.append((line, str(error)))
+    return good, bad
+
+
+_parsed: dict[Path, tuple[tuple[int, int], list[Record]]] = {}
+
+
+def read(path: Path) -> list[Record]:
+    """The valid records of a log, in file order; none when there is no such log.
+
+    Bad lines are set aside in ``<log>.quarantine`` with one warning.  Never raises for what a log contains.
+    """
+    try:
+        stat = path.stat()
+        stamp = (stat.st_mtime_ns, stat.st_size)
+        if path in _parsed and _parsed[path][0] == stamp:
+            return _parsed[path][1]
+        records, bad = split_lines(path.read_bytes().decode("utf-8", errors="replace"))
+    except OSError:
+        return []
+    if bad:
+        from tilegen.tune import logs
+
+        kept = logs.quarantine(path)
+        where = f"moved to {kept}" if kept else "ignored (the log cannot be written)"
+        first = f"the first: {bad[0][1]}: {bad[0][0][:80]!r}"
+        warnings.warn(f"{path}: {len(bad)} bad line(s) {where}; {first}", TuningLogWarning, stacklevel=2)
+    _parsed[path] = (stamp, records)
+    return records
+
+
+def best(records: list[Record], task: str) -> Record | None:
+    """The fastest of the records of `task` that no other one has beaten in a direct comparison."""
+    fitting = [r for r in records if r.key.task == task]
+    beaten = {r.supersedes for r in fitting}
+    return min((r for r in fitting if r.id not in beaten), key=lambda r: r.seconds, default=None)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A device's folder name taken apart: ``x86-64-znver4-2c`` is architecture, model and number of cores."""
+
+    architecture: str
+    model: str
+    units: int
+
+    @classmethod
+    def parse(cls, name: str) -> Host:
+        """Take `name` apart; a name of another form is an architecture of its own."""
+        units = re.search(r"-(\d+)c$", name)
+        stem = name[: units.start()] if units else name
+        known = re.match(r"(x86-64|aarch64|arm64|riscv64|ppc64le|cuda-sm_\w+?|rocm-gfx\w+?)(?:-(.+))?$", stem)
+        architecture, model = (known[1], known[2] or "") if known else (stem, "")
+        return cls(architecture, model, int(units[1]) if units else 0)
+
+    def distance(self, other: Host) -> tuple[bool, int] | None:
+        """How unlike two devices of one architecture are: first the model, then the number of cores; else None."""
+        if self.architecture != other.architecture:
+            return None
+        return self.model != other.model, abs(self.units - other.units)
+
+
+def neighbours(folder: Path, host: str) -> list[Path]:
+    """The logs' folders of other devices of the same architecture, the nearest first."""
+    me, found = Host.parse(host), []
+    for child in sorted(folder.iterdir()) if folder.is_dir() else ():
+        far = me.distance(Host.parse(child.name))
+        if child.is_dir() and child.name != host and far is not None:
+            found.append((far, child))
+    return [child for _, child in sorted(found)]
+
+
+def candidates(key: RecordKey, log_dir: Path | None = None) -> Iterator[tuple[str, Path]]:
+    """Where a record for `key` may be, in the order of lookup, each with its source."""
+    user, shipped = log_dir or settings.log_dir(), settings.shipped_log_dir()
+    yield "user", log_path(user, key.host, key.op)
+    yield "shipped", log_path(shipped, key.host, key.op)
+    for folder in (user, shipped):
+        for near in neighbours(folder, key.host):
+            yield "nearest", near / f"{key.op}.jsonl"
+
+
+def lookup(key: RecordKey, log_dir: Path | None = None) -> Record | None:
+    """The record to build `key` with, or None: then the rule's default is used.
+
+    Order: the user's log, the log shipped for this device, the log of the nearest device of the same architecture.
+    `Record.source` says which of them it was.
+    """
+    for source, path in candidates(key, log_dir):
+        found = best(read(path), key.task)
+        if found is not None:
+            return dataclasses.replace(found, source=source)
+    return None
