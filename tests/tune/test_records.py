@@ -20,15 +20,15 @@ HOST = "x86-64-znver4-2c"
 
 
 def key(host: str = HOST, **changes: object) -> RecordKey:
-    parts = dict(op="ea", config={"order": 6, "causal": True}, static={"C": 512}, dtype="float32", function="forward",
-                 kernel="walk0", rule="llvm.walk", rule_version=1, host=host)
+    parts: dict = {"op": "ea", "config": {"order": 6, "causal": True}, "static": {"C": 512}, "dtype": "float32"}
+    parts |= {"function": "forward", "kernel": "walk0", "rule": "llvm.walk", "rule_version": 1, "host": host}
     return RecordKey(**(parts | changes))  # type: ignore[arg-type]
 
 
 def record(seconds: float = 1e-3, k: RecordKey | None = None, **changes: object) -> Record:
-    parts = dict(key=k or key(), trace=[[["SampleCategorical", [], [[1, 2], [0.5, 0.5]], ["v0"]]], [[0, 1]]],
-                 decisions=[2], seconds=seconds, spread=1e-5, default_seconds=2e-3, sizes={"B": 4, "T": 2048},
-                 device={"name": HOST}, versions={"tvm": "0.27"}, trials=64, seed=0, created="2026-11-23T13:00:00Z")
+    parts: dict = {"key": k or key(), "trace": [[["SampleCategorical", [], [[1, 2], [0.5, 0.5]], ["v0"]]], [[0, 1]]]}
+    parts |= {"decisions": [2], "seconds": seconds, "spread": 1e-5, "default_seconds": 2e-3, "sizes": {"B": 4, "T": 2048}}
+    parts |= {"device": {"name": HOST}, "versions": {"tvm": "0.27"}, "trials": 64, "seed": 0, "created": "2026-11-23T13:00:00Z"}
     return Record(**(parts | changes))  # type: ignore[arg-type]
 
 
@@ -55,7 +55,10 @@ def test_keys_ignore_the_order_of_options() -> None:
     assert key(config={"causal": True, "order": 6}) == key() != key(config={"order": 4, "causal": True})
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped digit", "not JSON", "not an object", "other schema", "missing field", "binary"])
+DAMAGES = ["truncated", "flipped digit", "not JSON", "not an object", "other schema", "missing field", "binary"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_bad_line_is_set_aside_with_one_warning(tmp_path: Path, damage: str) -> None:
     good, line = record(), records.encode(record(seconds=2e-3))
     body = json.loads(line)
@@ -65,8 +68,15 @@ def test_a_bad_line_is_set_aside_with_one_warning(tmp_path: Path, damage: str) -
     elif damage == "missing field":
         del body["trace"]
     sealed = records.canonical({**body, "sha256": records.checksum(body)})
-    text = {"truncated": line[:-20], "flipped digit": line.replace('"order":6', '"order":8'), "not JSON": "hello",
-            "not an object": "[1]", "other schema": sealed, "missing field": sealed, "binary": "\udcff\x00"}[damage]
+    text = {
+        "truncated": line[:-20],
+        "flipped digit": line.replace('"order":6', '"order":8'),
+        "not JSON": "hello",
+        "not an object": "[1]",
+        "other schema": sealed,
+        "missing field": sealed,
+        "binary": "\udcff\x00",
+    }[damage]
     path = write(tmp_path, good)
     with open(path, "ab") as file:
         file.write(text.encode("utf-8", "surrogateescape") + b"\n\n")
@@ -128,8 +138,12 @@ def test_lookup_prefers_the_users_log_then_the_shipped_then_the_nearest(places: 
     write(user, record(seconds=9e-3))
     found.append(records.lookup(key()))
     assert [(r.source, r.key.host) for r in found if r] == [
-        ("nearest", "x86-64-skylake-avx512-16c"), ("nearest", "x86-64-znver4-64c"), ("nearest", "x86-64-znver4-8c"),
-        ("shipped", HOST), ("user", HOST)]
+        ("nearest", "x86-64-skylake-avx512-16c"),
+        ("nearest", "x86-64-znver4-64c"),
+        ("nearest", "x86-64-znver4-8c"),
+        ("shipped", HOST),
+        ("user", HOST),
+    ]
 
 
 @pytest.mark.parametrize("change", [{"rule_version": 2}, {"dtype": "float64"}, {"static": {"C": 64}}, {"kernel": "walk1"}])
@@ -180,9 +194,12 @@ def test_prune_keeps_the_best_of_each_key(tmp_path: Path) -> None:
     assert logs.prune(path, keep=1) == 0
 
 
-@pytest.mark.parametrize("call", [lambda p: logs.verify(p / "none"), lambda p: logs.merge([p / "none"], p), lambda p: logs.prune(p, keep=0)])
+WRONG = [lambda p: logs.verify(p / "none"), lambda p: logs.merge([p / "none"], p), lambda p: logs.prune(p, keep=0)]
+
+
+@pytest.mark.parametrize("call", WRONG)
 def test_wrong_arguments_are_named(tmp_path: Path, call: object) -> None:
-    with pytest.raises(RecordError, match="none|keep"):
+    with pytest.raises(RecordError, match=r"none|keep"):
         call(tmp_path)  # type: ignore[operator]
 
 
