@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import signal
 import subprocess
@@ -13,17 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import tune_synthetic as synthetic
 
 from tilegen.errors import ArgumentError, RecordError, ScheduleError
 from tilegen.tune.engine import Candidate, effort, explore
 from tilegen.tune.journal import Journal, Outcome
 
-PROGRAM = Path(__file__).with_name("synthetic.py")
-_spec = importlib.util.spec_from_file_location("tune_synthetic", PROGRAM)
-assert _spec
-assert _spec.loader
-synthetic = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(synthetic)
+PROGRAM = Path(synthetic.__file__)
 
 
 @pytest.fixture

@@ -1,0 +1,8 @@
+"""Makes the helpers beside the tests importable, in this process and in the tuner's workers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
