@@ -1,0 +1,128 @@
+"""Loading a verified library into this process, with what it needs from tvm-ffi and from TVM's runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tilegen.bundle import machine
+from tilegen.bundle.manifest import RUNTIME, Manifest
+from tilegen.errors import BundleError
+
+# What parallel loops and workspaces call; tvm-ffi fills in these addresses while it loads a library that names them.
+_BACKEND = b"__TVMBackend"
+
+
+def check_versions(manifest: Manifest) -> None:
+    """Raise unless this machine and the installed tvm-ffi can run the bundle.  Runs no code of it.
+
+    Raises
+    ------
+    TargetError
+        For another architecture, or a CPU without the instructions that the library uses.
+    BundleError
+        For another release of tvm-ffi, whose binary interface may differ, or none at all.
+    """
+    machine.check(manifest.target)
+    installed = _tvm_ffi().__version__
+    built = manifest.versions.get("tvm_ffi", installed)
+    if _release(installed) != _release(built):
+        raise BundleError(
+            f"the bundle was built with tvm-ffi {built}, installed is {installed}; export the bundle again, or install "
+            f"the other: pip install 'apache-tvm-ffi~={'.'.join(map(str, _release(built)))}.0'"
+        )
+
+
+def load(manifest: Manifest, files: Mapping[str, bytes], folder: Path | None) -> Any:
+    """Load the library of a verified bundle and return the tvm-ffi module.
+
+    Parameters
+    ----------
+    manifest, files : what `tilegen.bundle.read` returned.
+    folder : where the files lie, or None when they come from an archive.
+
+    Raises
+    ------
+    BundleError
+        When the library or TVM's runtime library does not load.
+    """
+    ffi = _tvm_ffi()
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = stack.enter_context(_unpacked(files))
+        if _BACKEND in files[manifest.library]:
+            _load_runtime(ffi, folder / RUNTIME if RUNTIME in files else None)
+        try:
+            return ffi.load_module(str(folder / manifest.library))
+        except Exception as error:  # tvm-ffi raises RuntimeError with the loader's words in it
+            raise BundleError(f"{manifest.library} does not load: {_last_line(error)}") from None
+
+
+@contextlib.contextmanager
+def _unpacked(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """The files of an archive as files, for as long as the loader needs their names: a mapped library outlives its name."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="tilegen-"))
+    except OSError as error:
+        raise BundleError(f"no folder to unpack the library into: {error}; set TMPDIR to one that can be written") from None
+    try:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        yield folder
+    except OSError as error:
+        raise BundleError(f"cannot unpack the library: {error}; set TMPDIR to a folder with space") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load_runtime(ffi: Any, carried: Path | None) -> None:
+    """Make TVM's runtime library present, once in a process.
+
+    The copy beside an installed TVM is preferred to the one that the bundle carries: a second copy registers its functions
+    again, and tvm-ffi aborts the process, so nothing could import TVM afterwards.
+    """
+    if ffi.get_global_func("runtime.NumThreads", allow_missing=True) is not None:
+        return
+    reasons = []
+    for path in filter(None, (installed_runtime(), carried)):
+        try:
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            reasons.append(str(error))
+        else:
+            return
+    why = "; ".join(reasons) or f"the bundle does not carry {RUNTIME} and TVM is not installed"
+    raise BundleError(f"the library runs in parallel and needs TVM's runtime: {why}; export it again with `tilegen export`")
+
+
+def installed_runtime() -> Path | None:
+    """TVM's runtime library in an installed TVM, found without importing it; what an exported bundle carries."""
+    spec = importlib.util.find_spec("tvm")
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(root) / "lib" / RUNTIME).is_file():
+            return path
+    return None
+
+
+def _tvm_ffi() -> Any:
+    try:
+        import tvm_ffi
+    except ImportError as error:
+        raise BundleError(f"a bundle needs tvm-ffi, which does not import ({error}); pip install apache-tvm-ffi") from None
+    return tvm_ffi
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
