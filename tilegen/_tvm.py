@@ -76,6 +76,9 @@ def ensure() -> None:
         return
     check()
     worker_init()
+    from tilegen.runtime import threads
+
+    threads.configure()  # before TVM makes its thread pool; build and measuring workers inherit it
     _ready = True
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tilegen.bundle import machine
 from tilegen.bundle.manifest import RUNTIME, Manifest
 from tilegen.errors import BundleError
+from tilegen.runtime import threads
 
 # What parallel loops and workspaces call; tvm-ffi fills in these addresses while it loads a library that names them.
 _BACKEND = b"__TVMBackend"
@@ -88,6 +89,7 @@ def _load_runtime(ffi: Any, carried: Path | None) -> None:
     The copy beside an installed TVM is preferred to the one that the bundle carries: a second copy registers its functions
     again, and tvm-ffi aborts the process, so nothing could import TVM afterwards.
     """
+    threads.configure()
     if ffi.get_global_func("runtime.NumThreads", allow_missing=True) is not None:
         return
     reasons = []
