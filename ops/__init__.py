@@ -1,1 +1,20 @@
-"""Mechanisms: what is computed. One folder each: expression, reference, public op, step form."""
+"""Mechanisms: what is computed.  One folder each: expression, reference, public operators.
+
+The functions here are differentiable PyTorch operators; a folder's own name gives its function, not its module.
+"""
+
+from __future__ import annotations
+
+from tilegen.ops.elementwise_attention.op import (
+    ElementwiseAttentionState,
+    elementwise_attention,
+    elementwise_attention_init_state,
+    elementwise_attention_step,
+)
+
+__all__ = [
+    "ElementwiseAttentionState",
+    "elementwise_attention",
+    "elementwise_attention_init_state",
+    "elementwise_attention_step",
+]

@@ -48,7 +48,7 @@ class Mechanism:
     expression : ``fn(config, dims, **tensors) -> tuple of te.Tensor``, or ``"module:function"`` resolved on first use.
     reference : ``fn(config, **tensors) -> tuple of torch.Tensor``, the plain statement of the same mathematics.
     representative : sizes at which kernels are searched.
-    step : maps a config to the one whose forward at T = 1 is the decoding step, or None.
+    step : maps a config to the one whose forward at T = 1 is the decoding step, or to None; None where no config has one.
     """
 
     name: str
@@ -105,7 +105,8 @@ class Instance:
     def step_instance(self) -> Instance | None:
         """The instance whose forward at T = 1 is the decoding step."""
         step = self.mechanism.step
-        return None if step is None else dataclasses.replace(self, config=step(self.config))
+        config = None if step is None else step(self.config)
+        return None if config is None else dataclasses.replace(self, config=config)
 
     def sizes(self) -> dict[str, int]:
         """Static sizes and the integer options of the config, by name."""

@@ -1,0 +1,157 @@
+"""Compiled functions that take and return torch tensors, and the libraries that this process has loaded."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from tilegen.errors import BundleError
+from tilegen.mechanism import Instance
+from tilegen.torch.signature import DTYPES
+from tilegen.torch.sizes import first_uses, shapes_function
+
+Tensors = Sequence[torch.Tensor]
+
+ALIGNMENT = 64
+"""Bytes.  Vectorised code uses aligned loads without a check; torch allocates this way, views into a tensor need not be."""
+
+_log = logging.getLogger("tilegen")
+_lock = threading.Lock()
+_loaded: dict[str, Loaded] = {}
+
+
+class Entry:
+    """One function of a bundle: given tensors in, fresh tensors out.
+
+    `given` are the arguments that the caller passes, in order; `results` are the fresh ones that it gets back.  A saved
+    tensor one of whose dims is computed (the number of tiles, say) travels through torch with one dim: torch would otherwise
+    ask whether that dim is 1, and specialise a traced program on the answer.
+    """
+
+    def __init__(self, function: Any, given_roles: Iterable[str]) -> None:
+        args, roles = list(function.args), set(given_roles)
+        self.given = [arg for arg in args if arg.role in roles]
+        self.results = [arg for arg in args if arg.role not in roles and arg.role != "workspace"]
+        fresh = self.results + [arg for arg in args if arg.role == "workspace"]
+        pool = self.given + fresh
+        self._order = [pool.index(arg) for arg in args]
+        self._call = function.call
+        sizes = sorted({dim for arg in self.given for dim in arg.shape if _is_name(dim)})
+        places = first_uses([arg.shape for arg in self.given if not _is_flat(arg)], sizes)
+        direct = [i for i, arg in enumerate(self.given) if not _is_flat(arg)]
+        self._sizes_at = [(direct[places[name][0]], places[name][1]) for name in sizes]
+        self._fresh = shapes_function([arg.shape for arg in fresh], sizes)
+        self._dtypes = [DTYPES[arg.dtype] for arg in fresh]
+        self._flat_results = [i for i, arg in enumerate(self.results) if _is_flat(arg)]
+        self._flat_given = [i for i, arg in enumerate(self.given) if _is_flat(arg)]
+        self._unflattened = shapes_function([self.given[i].shape for i in self._flat_given], sizes)
+
+    def run(self, given: Tensors) -> list[torch.Tensor]:
+        """Call the compiled function."""
+        sizes = [given[i].shape[d] for i, d in self._sizes_at]
+        device, shapes = given[0].device, zip(self._fresh(*sizes), self._dtypes, strict=True)
+        fresh = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes]
+        pool = [_ready(x) for x in given]
+        for i, shape in zip(self._flat_given, self._unflattened(*sizes), strict=True):
+            pool[i] = pool[i].view(shape)
+        pool += fresh
+        self._call([pool[i] for i in self._order])
+        results = fresh[: len(self.results)]
+        for i in self._flat_results:
+            results[i] = results[i].view(-1)
+        return results
+
+    def fake(self, given: Tensors) -> list[torch.Tensor]:
+        """The results without their values."""
+        shapes: list[tuple[int, ...]] = [*self._fresh(*[given[i].shape[d] for i, d in self._sizes_at])]
+        for i in self._flat_results:
+            shapes[i] = (math.prod(shapes[i]),)
+        kept = list(zip(shapes, self._dtypes, strict=True))[: len(self.results)]
+        return [torch.empty(shape, dtype=dtype, device=given[0].device) for shape, dtype in kept]
+
+
+def _is_name(dim: int | str) -> bool:
+    return isinstance(dim, str) and dim.isidentifier()
+
+
+def _is_flat(arg: Any) -> bool:
+    return arg.role == "saved" and any(isinstance(dim, str) and not dim.isidentifier() for dim in arg.shape)
+
+
+class Loaded:
+    """The library of one instance in this process."""
+
+    def __init__(self, instance: Instance, bundle: Any) -> None:
+        self.instance, self.bundle, self.key = instance, bundle, instance.key
+        self.forward = Entry(bundle.function("forward"), ["input"])
+        self.backward = Entry(bundle.function("backward"), ["input", "output", "saved", "grad_output"])
+        outputs = instance.mechanism.outputs(instance.config)
+        kept = [arg.name for arg in (*self.forward.given, *self.forward.results)]
+        gradients = [f"grad_{spec.name}" for spec in outputs]
+        inputs = [spec.name for spec in instance.mechanism.inputs(instance.config)]
+        self.constant = [i for i, arg in enumerate(self.forward.results) if i >= len(outputs) or not outputs[i].differentiable]
+        """Results of the forward that nobody differentiates: saved tensors, and outputs that say so."""
+        try:
+            self.kept = [kept.index(arg.name) for arg in self.backward.given if arg.role != "grad_output"]
+            """What the backward needs of the forward's inputs and results, as indices into both."""
+            self.grads = [gradients.index(arg.name) for arg in self.backward.given if arg.role == "grad_output"]
+            """The outputs whose gradients the backward takes."""
+            self.grad_inputs = [inputs.index(arg.name.removeprefix("grad_")) for arg in self.backward.results]
+            """The inputs that the backward's results belong to."""
+        except ValueError as error:
+            raise BundleError(f"the backward of {self.key} does not fit its forward ({error}); build it again") from None
+
+
+def load_bundle(instance: Instance) -> Any:
+    """The bundle of `instance` from the disk cache, compiled first when it is not there."""
+    from tilegen import build
+
+    return build.load_or_compile(instance)
+
+
+def loaded(instance: Instance) -> Loaded:
+    """The library of `instance`, loaded once a process."""
+    key = instance.key
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = Loaded(instance, load_bundle(instance))
+            _log.info("%s: %s", key, ", ".join(map(_words, _records(_loaded[key]))) or "no tunable kernels")
+        return _loaded[key]
+
+
+def loaded_by_key(key: str) -> Loaded:
+    """The library of the instance that `key` describes."""
+    found = _loaded.get(key)
+    return loaded(Instance.from_key(key)) if found is None else found
+
+
+def provenance(op: str) -> dict[str, list[dict[str, Any]]]:
+    """What the libraries of `op` that this process has loaded were built from.
+
+    Returns
+    -------
+    dict
+        For each instance (config, sizes and dtype as JSON) one entry a kernel: the function it belongs to, its rule, the
+        source of its schedule ("user", "shipped", "nearest" or "default") and the record's id.
+    """
+    return {key: _records(found) for key, found in _loaded.items() if found.instance.mechanism.name == op}
+
+
+def _records(found: Loaded) -> list[dict[str, Any]]:
+    return [dict(record) for record in found.bundle.manifest.provenance]
+
+
+def _words(record: dict[str, Any]) -> str:
+    chosen = record.get("source", "unknown")
+    return f"{record.get('kernel', 'kernel')} {chosen}" + (f" {record['record']}" if record.get("record") else "")
+
+
+def _ready(x: torch.Tensor) -> torch.Tensor:
+    """`x` as compiled code wants it: contiguous and aligned."""
+    x = x.contiguous()
+    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()

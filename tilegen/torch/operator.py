@@ -1,0 +1,186 @@
+"""The `torch.library` operators of a mechanism.
+
+``tilegen::<name>(Tensor[] inputs, str config) -> Tensor[]`` gives the outputs followed by what the backward needs;
+``tilegen::<name>_backward(Tensor[] tensors, str instance) -> Tensor[]`` takes what was kept and the gradients of the outputs.
+Both have a kernel for the CPU, one for fake tensors, and one for autograd, so torch.compile and torch.export see two
+opaque operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tilegen.errors import ArgumentError, AutodiffError
+from tilegen.mechanism import Instance, Mechanism
+from tilegen.torch.loaded import Loaded, loaded, loaded_by_key
+from tilegen.torch.signature import NAMES, Signature, decode
+
+LIBRARY = torch.library.Library("tilegen", "DEF")
+TAGS = (torch.Tag.pt2_compliant_tag,)
+
+_operators: dict[str, Operator] = {}
+
+
+class Operator:
+    """A mechanism that can be called with torch tensors.
+
+    Makes the torch operators of `mechanism`; `operator` does so once.
+    """
+
+    def __init__(self, mechanism: Mechanism) -> None:
+        self.mechanism, name = mechanism, mechanism.name
+        self._signatures: dict[Any, Signature] = {}
+        self._loaded: dict[tuple[Any, ...], Loaded] = {}
+        LIBRARY.define(f"{name}(Tensor[] inputs, str config) -> Tensor[]", tags=TAGS)
+        LIBRARY.define(f"{name}_backward(Tensor[] tensors, str instance) -> Tensor[]", tags=TAGS)
+        self.forward = getattr(torch.ops.tilegen, name).default
+        self.backward = getattr(torch.ops.tilegen, f"{name}_backward").default
+        LIBRARY.impl(name, self._run_forward, "CPU")
+        LIBRARY.impl(name, self._differentiable_forward, "Autograd")
+        torch.library.register_fake(f"tilegen::{name}", self._fake_forward, lib=LIBRARY)
+        LIBRARY.impl(f"{name}_backward", _run_backward, "CPU")
+        LIBRARY.impl(f"{name}_backward", self._differentiable_backward, "Autograd")
+        torch.library.register_fake(f"tilegen::{name}_backward", _fake_backward, lib=LIBRARY)
+
+    def __call__(self, config: Any, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Check the arguments, run the operator under autograd, and give the outputs in the order of their specs.
+
+        Under autocast, arguments of the caller's dtype are cast to autocast's dtype, and states to the dtype they are kept in.
+
+        Raises
+        ------
+        ArgumentError
+            When an argument does not fit its spec.
+        """
+        signature = self.signature(config)
+        inputs = _autocast(signature, signature.gather(tensors))
+        signature.check(inputs)
+        return tuple(self.forward(inputs, signature.text)[: len(signature.outputs)])
+
+    def signature(self, config: Any) -> Signature:
+        """The signature of a config, given as the dataclass or as its JSON text."""
+        found = self._signatures.get(config)
+        if found is None:
+            given = decode(self.mechanism, config) if isinstance(config, str) else config
+            found = self._signatures[config] = Signature(self.mechanism, given)
+        return found
+
+    def loaded(self, config: str, inputs: list[torch.Tensor]) -> Loaded:
+        """The library that serves `inputs`."""
+        signature = self.signature(config)
+        # int() makes a constant of a symbolic size while torch.compile traces: another C is another library.
+        static = [int(inputs[i].shape[d]) for i, d in signature.static_at]
+        dtype = inputs[signature.io_at].dtype
+        found = self._loaded.get((config, dtype, *static))
+        if found is None:
+            signature.check(inputs)  # whoever comes through torch.ops has not been checked
+            sizes = dict(zip(self.mechanism.static, static, strict=True))
+            found = loaded(Instance(self.mechanism, signature.config, sizes, NAMES[dtype]))
+            self._loaded[config, dtype, *static] = found
+        return found
+
+    def _run_forward(self, inputs: list[torch.Tensor], config: str) -> list[torch.Tensor]:
+        return self.loaded(config, inputs).forward.run(inputs)
+
+    def _fake_forward(self, inputs: list[torch.Tensor], config: str) -> list[torch.Tensor]:
+        return self.loaded(config, inputs).forward.fake(inputs)
+
+    def _differentiable_forward(self, inputs: list[torch.Tensor], config: str) -> list[torch.Tensor]:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            return list(_Forward.apply(self, config, *inputs))
+        with torch._C._AutoDispatchBelowAutograd():
+            results: list[torch.Tensor] = self.forward(inputs, config)
+        return results
+
+    def _differentiable_backward(self, tensors: list[torch.Tensor], instance: str) -> list[torch.Tensor]:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            return list(_Backward.apply(self, instance, *tensors))
+        with torch._C._AutoDispatchBelowAutograd():
+            results: list[torch.Tensor] = self.backward(tensors, instance)
+        return results
+
+
+def _run_backward(tensors: list[torch.Tensor], instance: str) -> list[torch.Tensor]:
+    return loaded_by_key(instance).backward.run(tensors)
+
+
+def _fake_backward(tensors: list[torch.Tensor], instance: str) -> list[torch.Tensor]:
+    return loaded_by_key(instance).backward.fake(tensors)
+
+
+class _Forward(torch.autograd.Function):
+    """The forward operator with its gradient.  (torch.library.register_autograd does the same in twice the time.)"""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Operator, config: str, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            results = operator.forward(list(inputs), config)
+        library = operator.loaded(config, list(inputs))
+        both = (*inputs, *results)
+        ctx.save_for_backward(*[both[i] for i in library.kept])
+        ctx.mark_non_differentiable(*[results[i] for i in library.constant])
+        # Zeros are made for the gradients that the backward reads, not for every saved tensor.
+        ctx.set_materialize_grads(False)
+        ctx.operator, ctx.library, ctx.inputs = operator, library, len(inputs)
+        ctx.outputs = [(results[i].shape, results[i].dtype, results[i].device) for i in library.grads]
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        library, kept = ctx.library, ctx.saved_tensors
+        given = [_or_zeros(grads[i], *output) for i, output in zip(library.grads, ctx.outputs, strict=True)]
+        results = ctx.operator.backward([*kept, *given], library.key)
+        found: list[torch.Tensor | None] = [None] * ctx.inputs
+        for i, grad in zip(library.grad_inputs, results, strict=True):
+            found[i] = grad
+        return None, None, *found
+
+
+class _Backward(torch.autograd.Function):
+    """The backward operator, where differentiation ends."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Operator, instance: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.operator = operator
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(operator.backward(list(tensors), instance))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        name = ctx.operator.mechanism.name
+        raise AutodiffError(
+            f"{name} was differentiated twice; it has first derivatives only: call backward without create_graph=True, or use "
+            f"the plain PyTorch form tilegen.ops.{name}.reference where second derivatives are needed"
+        )
+
+
+def _or_zeros(grad: torch.Tensor | None, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device) if grad is None else grad
+
+
+def _autocast(signature: Signature, inputs: list[Any]) -> list[Any]:
+    """The arguments in the dtypes that autocast asks for; float64 is left alone, as torch does."""
+    first = inputs[signature.io_at]
+    if not isinstance(first, torch.Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return inputs
+    io = torch.get_autocast_dtype(first.device.type)
+    wanted = {"io": io, "acc": torch.float32}
+    return [
+        x.to(wanted[spec.dtype])
+        if spec.dtype in wanted and isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype is not torch.float64
+        else x
+        for spec, x in zip(signature.inputs, inputs, strict=True)
+    ]
+
+
+def operator(mechanism: Mechanism) -> Operator:
+    """The torch operators of a mechanism, made on first use."""
+    known = _operators.get(mechanism.name)
+    if known is None:
+        known = _operators[mechanism.name] = Operator(mechanism)
+    if known.mechanism is not mechanism:
+        raise ArgumentError(f"an operator called '{mechanism.name}' exists already; choose another name")
+    return known
