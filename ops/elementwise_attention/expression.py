@@ -63,8 +63,8 @@ def weights_causal(config: Any, k2: Tensor, m0: Tensor | None) -> tuple[Tensor, 
     if not config.stabilise:
         return compute(k2.shape, lambda b, i, c: exp(-k2[b, i, c]), name="w"), None, None
     m = stop_gradient(scan(k2, axis=1, kind="min", initial=m0, name="m"))
-    first = (lambda b, c: m0[b, c]) if m0 is not None else (lambda b, c: m[b, 0, c])
-    before = lambda b, i, c: if_then_else(i > 0, m[b, i - 1, c], first(b, c))  # noqa: E731
+    first = (lambda b, i, c: m0[b, c]) if m0 is not None else (lambda b, i, c: m[b, i, c])
+    before = lambda b, i, c: if_then_else(i > 0, m[b, i - 1, c], first(b, i, c))  # noqa: E731
     g = compute(k2.shape, lambda b, i, c: exp(m[b, i, c] - before(b, i, c)), name="g")
     w = compute(k2.shape, lambda b, i, c: exp(m[b, i, c] - k2[b, i, c]), name="w")
     return w, g, m

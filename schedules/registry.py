@@ -1,0 +1,29 @@
+"""Which rule schedules a kernel: the first of the machine's list that fits."""
+
+from __future__ import annotations
+
+from tilegen.errors import ScheduleError
+from tilegen.schedules.llvm.map import Map
+from tilegen.schedules.llvm.reduce import Reduce
+from tilegen.schedules.llvm.walk import Walk
+from tilegen.schedules.rule import Rule, View
+
+RULES: dict[str, list[Rule]] = {"llvm": [Walk(), Map(), Reduce()]}
+
+
+def rule_for(view: View, kind: str) -> Rule:
+    """The rule that schedules the kernel of `view` on a target of `kind`."""
+    if kind not in RULES:
+        raise ScheduleError(f"target kind is {kind!r}, must be one of {', '.join(sorted(RULES))}")
+    for rule in RULES[kind]:
+        if rule.fits(view):
+            return rule
+    raise ScheduleError(f"no rule for '{kind}' fits kernel '{view.kernel}'")
+
+
+def by_name(name: str) -> Rule:
+    """The rule called `name` ("llvm.walk")."""
+    for rule in RULES.get(name.partition(".")[0], []):
+        if rule.name == name:
+            return rule
+    raise ScheduleError(f"there is no schedule rule '{name}'")

@@ -1,0 +1,34 @@
+"""From a plan to a bundle: targets, schedules applied, code generation, linking.  Importing this imports no TVM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilegen.build.host import host_name
+
+if TYPE_CHECKING:
+    from tilegen.mechanism import Instance
+    from tilegen.runtime import Bundle
+
+__all__ = ["compile", "host_name", "load_or_compile"]
+
+FUNCTIONS = ("forward", "backward", "step")
+
+
+def compile(instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...] = FUNCTIONS) -> Path:  # noqa: A001
+    """Compile `instance` into the bundle folder `out`; see `tilegen.build.library.compile`."""
+    from tilegen.build import library
+
+    return library.compile(instance, out, target=target, functions=functions)
+
+
+def load_or_compile(instance: Instance) -> Bundle:
+    """The bundle of `instance` for this machine, from the disk cache if it is there."""
+    from tilegen.build import cached
+
+    return cached.load_or_compile(instance)
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"module 'tilegen.build' has no attribute {name!r}")

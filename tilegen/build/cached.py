@@ -1,0 +1,55 @@
+"""Bundles of this machine through the disk cache: a hit imports no TVM."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilegen import cache, settings
+from tilegen.build.host import cores, host_name
+from tilegen.bundle import machine
+from tilegen.cache.fingerprint import fingerprint
+from tilegen.runtime import load
+
+if TYPE_CHECKING:
+    from tilegen.mechanism import Instance
+    from tilegen.runtime import Bundle
+
+_loaded: dict[str, Bundle] = {}
+_lock = threading.Lock()
+
+
+def load_or_compile(instance: Instance) -> Bundle:
+    """The bundle of `instance`: from this process, from the disk cache, or compiled now."""
+    key = fingerprint(instance, host(), records())
+    with _lock:
+        if key not in _loaded:
+
+            def build(out: Path) -> None:
+                from tilegen.build import FUNCTIONS, library
+
+                functions = FUNCTIONS if instance.mechanism.step else FUNCTIONS[:2]
+                library.compile(instance, out, functions=functions)
+
+            _loaded[key] = load(cache.get_or_build(key, build))
+        return _loaded[key]
+
+
+def host() -> dict[str, Any]:
+    """What decides the code that is generated for this machine."""
+    return {"device": host_name(), "features": sorted(machine.flags()), "cores": cores()}
+
+
+def records() -> list[str]:
+    """The state of every tuning log that a lookup could read: another record may mean another schedule."""
+    return [f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sorted(_logs())]
+
+
+def _logs() -> Iterator[Path]:
+    import tilegen.tuning_logs
+
+    for root in (settings.log_dir(), Path(tilegen.tuning_logs.__file__).parent):
+        yield from root.rglob("*.jsonl")

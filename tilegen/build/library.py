@@ -1,0 +1,81 @@
+"""Bundles compiled from instances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tilegen
+from tilegen import _tvm
+
+_tvm.ensure()
+
+import tvm  # noqa: E402
+
+from tilegen.build import link  # noqa: E402
+from tilegen.build.scheduled import schedule  # noqa: E402
+from tilegen.build.target import BuildTarget, resolve  # noqa: E402
+from tilegen.bundle import pack  # noqa: E402
+from tilegen.bundle.manifest import Argument, EntryPoint, Manifest  # noqa: E402
+from tilegen.errors import BuildError  # noqa: E402
+from tilegen.mechanism import Instance  # noqa: E402
+from tilegen.plan.plan import FunctionPlan, plan, shape_text  # noqa: E402
+
+
+def functions_of(instance: Instance, wanted: tuple[str, ...]) -> dict[str, tuple[Instance, FunctionPlan]]:
+    """The planned functions of a bundle, by name."""
+    found: dict[str, tuple[Instance, FunctionPlan]] = {}
+    both = plan(instance, backward="backward" in wanted)
+    found |= {name: (instance, function) for name, function in both.functions.items() if name in wanted}
+    step = instance.step_instance() if "step" in wanted else None
+    if step is not None:
+        found["step"] = (step, plan(step, backward=False).functions["forward"])
+    return found
+
+
+def compile(instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...]) -> Path:  # noqa: A001
+    """Compile `instance` into the bundle folder `out`, which must exist and be empty.
+
+    Raises
+    ------
+    TilegenError
+        Of the stage that failed: expression, autodiff, plan, schedule, target or build.
+    """
+    chosen = resolve(target)
+    parts, entries, provenance = {}, {}, []
+    for name, (owner, function) in functions_of(instance, functions).items():
+        scheduled = schedule(owner, function, chosen)
+        symbol = f"tilegen_{name}"
+        parts[symbol] = scheduled.mod["main"].with_attr("global_symbol", symbol)
+        entries[name] = entry(symbol, function)
+        provenance += [made | {"function": name} for made in scheduled.provenance]
+    module = generate(parts, chosen)
+    manifest = Manifest(
+        op=instance.mechanism.name,
+        config={k: v for k, v in vars(instance.config).items()},
+        dtype=instance.dtype,
+        static=dict(instance.static),
+        symbolic=tuple(instance.mechanism.symbolic),
+        target=chosen.description,
+        functions=entries,
+        tilegen=tilegen.__version__,
+        versions={name: _tvm.installed(name) or "" for name in ("apache-tvm", "apache-tvm-ffi")},
+        provenance=tuple(provenance),
+    )
+    link.link(module, out / manifest.library)
+    pack.write(out, manifest)
+    return out
+
+
+def entry(symbol: str, function: FunctionPlan) -> EntryPoint:
+    """The manifest's view of a function."""
+    args = (Argument(arg.name, arg.role, str(arg.tensor.dtype), tuple(shape_text(arg.tensor))) for arg in function.args)
+    return EntryPoint(symbol, tuple(args))
+
+
+def generate(parts: dict[str, Any], target: BuildTarget) -> Any:
+    """Machine code for scheduled functions by symbol."""
+    try:
+        return tvm.compile(tvm.IRModule(parts), target=target.tvm)
+    except Exception as error:
+        raise BuildError(f"code generation for {target.description} failed: {error}") from error

@@ -1,0 +1,72 @@
+"""Targets: this machine's CPU, or a named one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tilegen import _tvm
+
+_tvm.ensure()
+
+from tvm.target import Target, codegen  # noqa: E402
+
+from tilegen.build.host import cores, host_name  # noqa: E402
+from tilegen.bundle import machine  # noqa: E402
+from tilegen.errors import TargetError  # noqa: E402
+from tilegen.schedules.rule import Machine  # noqa: E402
+
+# Generic levels that TVM's LLVM knows as CPU names, by the name of their tuning records.
+NAMED = {"x86-64-v2": "x86_64-v2", "x86-64-v3": "x86_64-v3", "x86-64-v4": "x86_64-v4"}
+
+
+@dataclass(frozen=True)
+class BuildTarget:
+    """What code is generated for: TVM's target, what schedule rules may know, and the name of its tuning records."""
+
+    tvm: Any
+    machine: Machine
+    device: str
+    description: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """ "llvm"."""
+        return str(self.tvm.kind.name)
+
+
+def resolve(name: str | None = None) -> BuildTarget:
+    """The target called `name`, or this machine's CPU.
+
+    Parameters
+    ----------
+    name : None, "cpu" or "llvm" for this machine; "x86-64-v3" or any CPU name of LLVM ("znver4", "skylake-avx512").
+
+    Raises
+    ------
+    TargetError
+        When LLVM does not know the CPU (it would accept the name silently).
+    """
+    own = name in (None, "cpu", "llvm")
+    mcpu = codegen.llvm_get_system_cpu() if own else str(name)
+    target = _target(mcpu)
+    if not own and mcpu not in set(codegen.llvm_get_cpu_archlist(target)):
+        raise TargetError(f"target is {name!r}, must be 'cpu', x86-64-v2, -v3, -v4 or a CPU name of LLVM such as 'znver4'")
+    features = list(codegen.llvm_get_cpu_features(target))
+    arch = machine.arch()
+    width = 64 if "avx512f" in features else 32 if "avx2" in features else 16
+    description = {"kind": "llvm", "mcpu": mcpu, "arch": arch, "features": machine.required(features, arch)}
+    device = host_name() if own else NAMED.get(mcpu, _level(description["features"], arch))
+    return BuildTarget(target, Machine(cores(), width), device, description)
+
+
+def _target(mcpu: str) -> Any:
+    return Target({"kind": "llvm", "mcpu": mcpu, "num-cores": cores()})
+
+
+def _level(features: list[str], arch: str) -> str:
+    from tilegen.build.host import LEVELS
+
+    if arch != "x86_64":
+        return arch
+    return f"{arch}-{next((name for name, needed in LEVELS if needed <= set(features)), 'v1')}"

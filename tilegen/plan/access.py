@@ -1,0 +1,128 @@
+"""Where a kernel's points reach into other stages: same point, previous step, last step, or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from tvm import te, tirx
+
+from tilegen.expression.scan import scan_inputs, scan_spec
+from tilegen.expression.walkers import load_indices, load_tensor, loads, substitute
+from tilegen.plan import stages
+from tilegen.plan.kernel import Kernel
+
+
+class Point:
+    """A symbolic point of a kernel: one variable an axis, with the walked axis among them."""
+
+    def __init__(self, kernel: Kernel):
+        self.kernel = kernel
+        self.space = [tirx.Var(f"p{k}", "int32") for k in range(len(kernel.space))]
+        self.step = tirx.Var("t", "int32") if kernel.pattern == "walk" else None
+
+    def full(self) -> list[Any]:
+        """The indices of this point in a tensor that has an element for every point."""
+        if self.step is None:
+            return list(self.space)
+        at = self.kernel.position
+        return [*self.space[:at], self.step, *self.space[at:]]
+
+    def shifted(self, by: int) -> list[Any]:
+        """The same, `by` steps further along the walk."""
+        step = self.step - by if self.kernel.reverse else self.step + by
+        at = self.kernel.position
+        return [*self.space[:at], step, *self.space[at:]]
+
+    def last(self) -> list[Any]:
+        """The indices of the last step of the walk."""
+        at = self.kernel.position
+        step = tirx.const(0, "int32") if self.kernel.reverse else self.kernel.extent - 1
+        return [*self.space[:at], step, *self.space[at:]]
+
+
+def matches(indices: list[Any], wanted: list[Any]) -> bool:
+    """Whether two index lists are provably equal."""
+    return len(indices) == len(wanted) and all(stages.equal(a, b) for a, b in zip(indices, wanted, strict=True))
+
+
+def scan_reads(scan: te.Tensor, indices: list[Any]) -> list[tuple[te.Tensor, list[Any]]]:
+    """What the step of a scan at `indices` reads (its initial state aside): broadcast axes are read at 0."""
+    found = []
+    for role, source in scan_inputs(scan.op).items():
+        if role == "initial":
+            axis = scan_spec(scan.op).axis
+            found.append((source, indices[:axis] + indices[axis + 1 :]))
+        else:
+            at = [tirx.const(0, "int32") if stages.const_int(n) == 1 else i for i, n in zip(indices, source.shape, strict=True)]
+            found.append((source, at))
+    return found
+
+
+def stage_reads(tensor: te.Tensor, indices: list[Any], step: Any = None) -> list[tuple[te.Tensor, list[Any]]]:
+    """What element `indices` of a stage reads; `step` is the value of a walked reduction's axis."""
+    if stages.kind(tensor) == "scan":
+        return scan_reads(tensor, indices)
+    mapping = dict(zip(stages.axes(tensor), indices, strict=True))
+    if step is not None:
+        mapping |= {axis.var: step for axis in stages.reduce_axes(tensor)}
+    return [
+        (load_tensor(load), [substitute(i, mapping) for i in load_indices(load)]) for load in loads(stages.body(tensor))
+    ]
+
+
+def anchors_below(tensor: te.Tensor, ready: Collection[te.Tensor]) -> set[te.Tensor]:
+    """The anchors that the value of `tensor` needs, `tensor` itself excluded; what is `ready` in memory hides what is below it."""
+    found: set[te.Tensor] = set()
+    seen: set[te.Tensor] = set()
+    stack = [source for source, _ in stages.reads(tensor)]
+    while stack:
+        current = stack.pop()
+        if current in seen or current in ready:
+            continue
+        seen.add(current)
+        if stages.is_anchor(current):
+            found.add(current)
+        else:
+            stack += [source for source, _ in stages.reads(current)]
+    return found
+
+
+def fusible(tensor: te.Tensor, kernel: Kernel, ready: Collection[te.Tensor], *, final: bool = False) -> bool:
+    """Whether `kernel` can compute `tensor` at each of its points (after the walk: `final`) from what it holds on chip.
+
+    Anchors of the kernel must be read at the point itself or one step before (`final`: at the last step); anchors of
+    other kernels count as being in memory.
+    """
+    point = Point(kernel)
+    own = set(kernel.anchors)
+    if final or (stages.kind(tensor) == "reduce"):
+        start = point.space
+        extents = kernel.space
+    else:
+        start, extents = point.full(), kernel.domain()
+    if not stages.same_extents(list(tensor.shape), list(extents)):
+        return False
+    if final:
+        allowed = [point.last()] if kernel.pattern == "walk" else []
+    else:
+        allowed = [point.full(), point.shifted(-1)] if kernel.pattern == "walk" else []
+    seen: set[str] = set()
+
+    def visit(current: te.Tensor, indices: list[Any]) -> bool:
+        key = f"{current.op.name} {hash(current)} {indices}"
+        if key in seen or current in ready:
+            return True
+        seen.add(key)
+        if current in own and not (current is tensor or current.same_as(tensor)):
+            if stages.kind(current) == "reduce":
+                return final and matches(indices, point.space)
+            if scan_spec(current.op).exclusive:
+                return not final and matches(indices, allowed[0])
+            return any(matches(indices, want) for want in allowed)
+        if stages.is_anchor(current) and not current.same_as(tensor):
+            return True
+        step = point.step if stages.kind(current) == "reduce" and kernel.pattern == "walk" else None
+        return all(visit(source, at) for source, at in stage_reads(current, indices, step))
+
+    return visit(tensor, list(start))

@@ -1,0 +1,168 @@
+"""Kernels as schedulable TIR: one block per loop nest step, with everything pointwise bound to variables inside.
+
+A walk becomes three blocks over the same loops::
+
+    for p in space, t in extent:
+        <name>_upd    reduction block over t; its init sets the states, its body advances them all at once
+        <name>_emit   copies what is written at every point
+    for p in space:
+        <name>_end    what is left after the last step
+
+States and emitted values are buffers over `space` alone, which compact to one tile after scheduling.  The loops are
+scalar and in the order of the tensors; every decision about tiles, vectors and threads is a schedule rule's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tvm import ir, te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from tilegen.errors import PlanError
+from tilegen.plan import stages
+from tilegen.plan.evaluate import Evaluator, MathRule, identity
+from tilegen.plan.kernel import Kernel
+
+Buffers = Mapping[te.Tensor, Any]
+
+
+def prim_func(
+    params: Sequence[tuple[str, te.Tensor]], kernels: Sequence[Kernel], math: MathRule | None = None, name: str = "main"
+) -> tirx.PrimFunc:
+    """One function of `params` (name, tensor) that runs `kernels` in order."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True})
+            buffers = {}
+            for param, tensor in params:
+                declared = tirx.decl_buffer(list(tensor.shape), str(tensor.dtype), name=param)
+                buffers[tensor] = T.arg(param, declared)
+            with T.sblock("root"):
+                for kernel in kernels:
+                    {"walk": _walk, "map": _map, "reduce": _reduce}[kernel.pattern](kernel, buffers, math or (lambda expr, bind: expr))
+    return builder.get()
+
+
+def _loops(kernel: Kernel, extents: Sequence[Any], body: Callable[[list[Any]], None]) -> None:
+    """Nested scalar loops; extents of 1 keep their loop, so that every rule finds the same nest."""
+    with ExitStack() as stack:
+        if extents:
+            frame = stack.enter_context(T.grid(*extents))
+            loops = [frame] if isinstance(frame, ir.Var) else list(frame)
+        else:
+            loops = []
+        body(loops)
+
+
+def _axes(extents: Sequence[Any], loops: Sequence[Any], kinds: str) -> list[Any]:
+    make = {"S": T.axis.spatial, "R": T.axis.reduce}
+    return [make[k](n, loop) for k, n, loop in zip(kinds, extents, loops, strict=True)]
+
+
+def _store(buffer: Any, value: Any, indices: Sequence[Any]) -> None:
+    T.buffer_store(buffer, value, list(indices))
+
+
+def _local(name: str, shape: Sequence[Any], dtype: str) -> Any:
+    buffer = T.sblock_alloc_buffer(list(shape) or [1], dtype)
+    IRBuilder.name(name, buffer)
+    return buffer
+
+
+def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
+    space, rank = kernel.space, len(kernel.space)
+    state = {a: _local(f"{kernel.name}_state{k}", space, str(a.dtype)) for k, a in enumerate(kernel.anchors)}
+    out = {e: _local(f"{kernel.name}_out{k}", space, str(e.dtype)) for k, e in enumerate(kernel.emits)}
+    extents = [*space, kernel.extent]
+
+    def at_time(step: Any) -> Any:
+        return kernel.extent - 1 - step if kernel.reverse else step
+
+    def full(point: Sequence[Any], step: Any) -> list[Any]:
+        return [*point[: kernel.position], at_time(step), *point[kernel.position :]]
+
+    def nest(loops: list[Any]) -> None:
+        with T.sblock(f"{kernel.name}_upd"):
+            *point, step = _axes(extents, loops, "S" * rank + "R")
+            values = Evaluator(kernel, buffers, math, point, at_time(step), state)
+            with T.init():
+                first = Evaluator(kernel, buffers, math, point, None, {})
+                for anchor, buffer in state.items():
+                    _store(buffer, first.start(anchor), point)
+                for emitted, buffer in out.items():
+                    _store(buffer, tirx.const(0, str(emitted.dtype)), point)
+            values.open_states()
+            stores = [(buffer, values.advance(anchor)) for anchor, buffer in state.items()]
+            stores += [(buffer, values.at_point(emitted)) for emitted, buffer in out.items()]
+            for buffer, value in stores:
+                _store(buffer, value, point)
+        if out:
+            with T.sblock(f"{kernel.name}_emit"):
+                *point, step = _axes(extents, loops, "S" * (rank + 1))
+                for emitted, buffer in out.items():
+                    _store(buffers[emitted], buffer[tuple(point)], full(point, step))
+
+    _loops(kernel, extents, nest)
+    if kernel.finals:
+        _finals(kernel, buffers, math, state)
+
+
+def _finals(kernel: Kernel, buffers: Buffers, math: MathRule, state: Buffers) -> None:
+    def nest(loops: list[Any]) -> None:
+        with T.sblock(f"{kernel.name}_end"):
+            point = _axes(kernel.space, loops, "S" * len(kernel.space))
+            values = Evaluator(kernel, buffers, math, point, None, state)
+            values.open_states()
+            stores = [(buffers[final], values.at_end(final)) for final in kernel.finals]
+            for buffer, value in stores:
+                _store(buffer, value, point)
+
+    _loops(kernel, kernel.space, nest)
+
+
+def _map(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
+    def nest(loops: list[Any]) -> None:
+        with T.sblock(f"{kernel.name}_emit"):
+            point = _axes(kernel.space, loops, "S" * len(kernel.space))
+            values = Evaluator(kernel, buffers, math, point, None, {})
+            stores = [(buffers[emitted], values.at_point(emitted)) for emitted in kernel.emits]
+            for buffer, value in stores:
+                _store(buffer, value, point)
+
+    _loops(kernel, kernel.space, nest)
+
+
+def _reduce(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
+    """Reductions over the same axes in one block; what follows them point by point in a second one."""
+    over = stages.reduce_axes(kernel.anchors[0])
+    extents = [*kernel.space, *[axis.dom.extent for axis in over]]
+    direct = len(kernel.finals) == len(kernel.anchors) == 1 and kernel.finals == kernel.anchors
+    state = {
+        a: buffers[a] if direct else _local(f"{kernel.name}_state{k}", kernel.space, str(a.dtype)) for k, a in enumerate(kernel.anchors)
+    }
+
+    def nest(loops: list[Any]) -> None:
+        with T.sblock(f"{kernel.name}_upd"):
+            rank = len(kernel.space)
+            vars_ = _axes(extents, loops, "S" * rank + "R" * len(over))
+            point, steps = vars_[:rank], vars_[rank:]
+            values = Evaluator(kernel, buffers, math, point, None, state)
+            with T.init():
+                for anchor, buffer in state.items():
+                    _store(buffer, identity(stages.reduction(anchor), str(anchor.dtype)), point)
+            if len(state) > 1:
+                values.open_states()
+            stores = [(buffer, values.reduce_step(anchor, steps)) for anchor, buffer in state.items()]
+            for buffer, value in stores:
+                _store(buffer, value, point)
+
+    _loops(kernel, extents, nest)
+    if not direct:
+        if kernel.emits:
+            raise PlanError(f"kernel '{kernel.name}': a reduction cannot write inside its loops")
+        _finals(kernel, buffers, math, state)

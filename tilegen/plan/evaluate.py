@@ -1,0 +1,205 @@
+"""The value of a stage at a point of a kernel, as a TIR expression with shared parts bound to variables.
+
+A stage read exactly at the kernel's point is bound once; a stage read elsewhere (one step before, under a guard, at
+another index) is substituted where it is read, so that nothing is evaluated that its guard forbids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tvm import ir, te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from tilegen.errors import PlanError
+from tilegen.expression import scalars
+from tilegen.expression.scan import scan_inputs, scan_spec
+from tilegen.expression.walkers import WIDE, call_name, const_int, find, is_load, load_indices, load_tensor, prim, rewrite, substitute
+from tilegen.plan import stages
+from tilegen.plan.kernel import Kernel
+
+MathRule = Callable[[Any, Callable[[str, Any], Any]], Any]
+"""``rule(expr, bind)`` replaces functions by what the target computes fast (see `tilegen.plan.fastmath`)."""
+
+
+def identity(kind: str, dtype: str) -> Any:
+    """The neutral element of a reduction or scan."""
+    if kind == "sum":
+        return tirx.const(0, dtype)
+    if dtype.startswith(("float", "bfloat")):
+        return tirx.const(float("inf") if kind == "min" else float("-inf"), dtype)
+    return tirx.max_value(dtype) if kind == "min" else tirx.min_value(dtype)
+
+
+def combine(kind: str, a: Any, b: Any) -> Any:
+    """The combination of two values of a reduction or scan."""
+    if kind == "sum":
+        return a + b
+    if kind == "logsumexp":
+        return scalars.logaddexp(a, b)
+    return tirx.max(a, b) if kind == "max" else tirx.min(a, b)
+
+
+class Evaluator:
+    """Values at one point.
+
+    Parameters
+    ----------
+    point : block variables of the kernel's space.
+    step : index along the walked axis, or None outside a walk.
+    state : the buffers that hold this kernel's anchors, indexed by `point`.
+    """
+
+    def __init__(self, kernel: Kernel, buffers: Mapping[te.Tensor, Any], math: MathRule, point: Sequence[Any], step: Any, state: Any):
+        self.kernel, self.buffers, self.state = kernel, buffers, state
+        self.math = lambda expr: math(expr, self._bind)
+        self.point, self.step = list(point), step
+        at = kernel.position
+        self.full = self.point if step is None else [*self.point[:at], step, *self.point[at:]]
+        self.previous: dict[te.Tensor, Any] = {}
+        self.current: dict[te.Tensor, Any] = {}
+        self.bound: dict[te.Tensor, Any] = {}
+        self.ending = False
+
+    # ---------------------------------------------------------------- entry points
+
+    def open_states(self) -> None:
+        """Read every state once, before any is advanced."""
+        for anchor, buffer in self.state.items():
+            self.previous[anchor] = self._bind(f"{anchor.op.name}_before", buffer[tuple(self.point)])
+
+    def start(self, anchor: te.Tensor) -> Any:
+        """The state before the first step."""
+        if stages.kind(anchor) == "reduce":
+            return identity(stages.reduction(anchor), str(anchor.dtype))
+        initial = scan_inputs(anchor.op).get("initial")
+        kind = {"logsumexp": "max"}.get(scan_spec(anchor.op).kind, scan_spec(anchor.op).kind)
+        return identity(kind, str(anchor.dtype)) if initial is None else self.math(self.element(initial, self.point))
+
+    def advance(self, anchor: te.Tensor) -> Any:
+        """The state of `anchor` after this step."""
+        if stages.kind(anchor) == "reduce":
+            return self.reduce_step(anchor, [self.step])
+        if anchor not in self.current:
+            spec, sources = scan_spec(anchor.op), scan_inputs(anchor.op)
+            before, dtype = self.previous[anchor], str(anchor.dtype)
+            if spec.reset:
+                kind = {"logsumexp": "max"}.get(spec.kind, spec.kind)
+                start = self._broadcast(sources["reset"])
+                before = tirx.Select(start != 0, identity(kind, dtype), before)
+            if spec.decay:
+                before = before * self._broadcast(sources["decay"])
+            x = self.element(sources["x"], self.full)
+            value = combine(spec.kind, before, x)
+            self.current[anchor] = self._bind(anchor.op.name, self.math(value))
+        return self.current[anchor]
+
+    def reduce_step(self, anchor: te.Tensor, steps: Sequence[Any]) -> Any:
+        """The accumulator of a reduction after adding the element at `steps`."""
+        mapping = dict(zip(stages.axes(anchor), self.point, strict=True))
+        mapping |= {axis.var: step for axis, step in zip(stages.reduce_axes(anchor), steps, strict=True)}
+        value = self._resolve(substitute(stages.body(anchor), mapping))
+        before = self.previous[anchor] if anchor in self.previous else self.state[anchor][tuple(self.point)]
+        return combine(stages.reduction(anchor), before, self.math(value))
+
+    def at_point(self, tensor: te.Tensor) -> Any:
+        """The value of a stage with one element for every point (and step)."""
+        if stages.kind(tensor) == "scan":
+            return self.element(tensor, self.full)
+        return self._stage(tensor, self.full)
+
+    def at_end(self, tensor: te.Tensor) -> Any:
+        """The value of a stage of shape `space` after the last step."""
+        self.ending = True
+        if tensor in self.state:
+            return self.previous[tensor]
+        return self._stage(tensor, self.point)
+
+    # ---------------------------------------------------------------- elements
+
+    def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
+        """One element of any tensor."""
+        if tensor in self.state:
+            return self._own(tensor, list(indices))
+        if tensor in self.buffers:
+            return self.buffers[tensor][tuple(indices)]
+        if stages.kind(tensor) != "map":
+            raise PlanError(f"kernel '{self.kernel.name}' needs stage '{tensor.op.name}', which no kernel before it writes")
+        return self._stage(tensor, list(indices))
+
+    def _own(self, anchor: te.Tensor, indices: list[Any]) -> Any:
+        if self.ending:
+            return self.previous[anchor]
+        if stages.kind(anchor) == "reduce":
+            raise PlanError(f"kernel '{self.kernel.name}' reads its own reduction '{anchor.op.name}' before it is complete")
+        if self._same(indices, self.full):
+            return self.previous[anchor] if scan_spec(anchor.op).exclusive else self.advance(anchor)
+        return self.previous[anchor]
+
+    def _stage(self, tensor: te.Tensor, indices: list[Any]) -> Any:
+        """A map stage: bound once where it is read at the point, substituted elsewhere."""
+        here = self._here(indices)
+        if here and tensor in self.bound:
+            return self.bound[tensor]
+        value = self._resolve(substitute(stages.body(tensor), dict(zip(stages.axes(tensor), indices, strict=True))))
+        if here:
+            value = self.bound[tensor] = self._bind(tensor.op.name, self.math(value))
+        return value
+
+    def _resolve(self, expr: Any) -> Any:
+        """`expr` with every read replaced by the value it means here."""
+
+        def load(call: Any) -> Any:
+            return self.element(load_tensor(call), load_indices(call)) if is_load(call) else call
+
+        return rewrite(selects(rewrite(expr, ir.Call, load), self.point), prim.Cast, plain_cast)
+
+    def _broadcast(self, tensor: te.Tensor) -> Any:
+        at = [tirx.const(0, "int32") if const_int(n) == 1 else i for i, n in zip(self.full, tensor.shape, strict=True)]
+        return self.element(tensor, at)
+
+    def _same(self, a: Sequence[Any], b: Sequence[Any]) -> bool:
+        return len(a) == len(b) and all(stages.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    def _here(self, indices: Sequence[Any]) -> bool:
+        """Whether an element can be bound outside all guards: its indices are the point's own, in order, and constants."""
+        rest = iter([*self.full])
+        for index in indices:
+            if const_int(index) is not None:
+                continue
+            if not any(stages.equal(index, own) for own in rest):
+                return False
+        return True
+
+    def _bind(self, name: str, value: Any) -> Any:
+        # TVM's legalisation of narrow floats retypes the value of a binding but not its variable.
+        if isinstance(value, ir.Var) or str(value.ty.dtype) in WIDE:
+            return value
+        var = T.Bind(value)
+        IRBuilder.name(name.replace(".", "_"), var)
+        return var
+
+
+def plain_cast(cast: Any) -> Any:
+    """Casts to the same dtype vanish."""
+    return cast.value if str(cast.value.ty.dtype) == str(cast.ty.dtype) else cast
+
+
+def selects(expr: Any, point: Sequence[Any]) -> Any:
+    """`if_then_else` as a branch-free select where both sides may always be evaluated (they read nothing guarded)."""
+
+    def harmless(e: Any) -> bool:
+        return all(all(isinstance(i, ir.Var) or const_int(i) is not None for i in load.indices) for load in find(e, _is_buffer_load))
+
+    def change(call: Any) -> Any:
+        if call_name(call) != "if_then_else" or not all(harmless(e) for e in call.args):
+            return call
+        return tirx.Select(*call.args)
+
+    return rewrite(expr, ir.Call, change)
+
+
+def _is_buffer_load(expr: Any) -> bool:
+    return type(expr).__name__ in ("BufferLoad", "TensorLoad")

@@ -1,0 +1,197 @@
+"""The plan of an instance: for each direction its kernels, and what is saved between them.
+
+Saved or recomputed (remat) is decided by the cost model: every plan of a short list of candidates is made, and the one
+with the least estimated time of forward and backward together wins; at equal times the one that saves less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import te, tirx
+
+from tilegen.expression import compute
+from tilegen.expression.walkers import const_int, topological
+from tilegen.mechanism import Instance
+from tilegen.plan import stages
+from tilegen.plan.cost import Balance, Cost, kernel_cost, nbytes, sources, total
+from tilegen.plan.emit import prim_func
+from tilegen.plan.evaluate import MathRule
+from tilegen.plan.graphs import Graph, backward_graph, forward_graph
+from tilegen.plan.kernel import Kernel
+from tilegen.plan.partition import Partition
+
+SLACK = 1.02
+"""A plan must be this much faster to be worth more saved memory."""
+
+
+@dataclass(frozen=True)
+class PlanArg:
+    """One argument of a planned function."""
+
+    name: str
+    role: str
+    tensor: te.Tensor
+
+
+@dataclass
+class FunctionPlan:
+    """The kernels of one direction in order, and the arguments of the function that runs them."""
+
+    name: str
+    args: list[PlanArg]
+    kernels: list[Kernel]
+    ready: set[te.Tensor]
+
+    def prim_func(self, math: MathRule | None = None) -> tirx.PrimFunc:
+        """All kernels as one unscheduled function "main"."""
+        return prim_func([(arg.name, arg.tensor) for arg in self.args], self.kernels, math)
+
+    def kernel_func(self, kernel: Kernel, math: MathRule | None = None) -> tuple[tirx.PrimFunc, list[PlanArg]]:
+        """One kernel as a function of its own, with the arguments it reads and writes: what a search measures."""
+        read, _ = sources(kernel, self.in_memory())
+        used = {*read, *kernel.writes()}
+        args = [arg for arg in self.args if arg.tensor in used]
+        return prim_func([(arg.name, arg.tensor) for arg in args], [kernel], math), args
+
+    def in_memory(self) -> set[te.Tensor]:
+        """Everything that is an argument."""
+        return {arg.tensor for arg in self.args}
+
+    def costs(self) -> list[Cost]:
+        """The cost of each kernel."""
+        return [kernel_cost(kernel, self.in_memory()) for kernel in self.kernels]
+
+
+@dataclass
+class Plan:
+    """All directions of an instance; `saved` are the tensors that the forward leaves for the backward."""
+
+    instance: Instance
+    functions: dict[str, FunctionPlan]
+    saved: list[te.Tensor] = field(default_factory=list)
+
+
+def plan(instance: Instance, sizes: dict[str, int] | None = None, balance: Balance | None = None, *, backward: bool = True) -> Plan:
+    """Plan the forward and, if asked, the backward of `instance`; `sizes` makes the symbolic sizes static."""
+    balance = balance or Balance()
+    forward = forward_graph(instance, sizes)
+    distinct_outputs(forward)
+    if not backward:
+        return Plan(instance, {"forward": plan_forward(forward, [])})
+    back = backward_graph(instance, forward)
+    distinct_outputs(back)
+    best, best_time = None, float("inf")
+    for saved in saved_candidates(forward, back):
+        functions = {"forward": plan_forward(forward, saved), "backward": plan_backward(forward, back, saved)}
+        time = sum(total(function.costs(), balance) for function in functions.values())
+        if best is None or time * SLACK < best_time:
+            best, best_time = Plan(instance, functions, saved), time
+    assert best is not None
+    return best
+
+
+def saved_candidates(forward: Graph, back: Graph) -> list[list[te.Tensor]]:
+    """Sets of forward stages worth considering for saving, smallest first.
+
+    Nothing; what a backward that recomputes everything writes between its kernels; and so on from that set, until
+    nothing of the forward is written by the backward.
+    """
+    own = {op.output(0) for op in topological(forward.outputs.values())}
+    candidates: list[list[te.Tensor]] = [[]]
+    for _ in range(4):
+        function = plan_backward(forward, back, candidates[-1])
+        extra = [arg.tensor for arg in function.args if arg.role == "workspace" and arg.tensor in own]
+        if not extra:
+            break
+        candidates.append([*candidates[-1], *extra])
+    # All that any kernel needs from the forward's reductions and scans, none of them computed twice.
+    anchors = [t for t in own if stages.is_anchor(t)]
+    if anchors:
+        function = plan_backward(forward, back, anchors)
+        used = [arg.tensor for arg in function.args if arg.role == "saved"]
+        if used and not any(set(used) == set(known) for known in candidates):
+            candidates.append(used)
+    return sorted(candidates, key=lambda saved: sum(nbytes(t) for t in saved))
+
+
+def plan_forward(graph: Graph, saved: Sequence[te.Tensor]) -> FunctionPlan:
+    """The forward with `saved` written beside its outputs."""
+    inputs = [PlanArg(name, "input", tensor) for name, tensor in graph.inputs.items()]
+    outputs = [PlanArg(name, "output", tensor) for name, tensor in graph.outputs.items()]
+    kept = [PlanArg(f"saved_{k}_{label(t)}", "saved", t) for k, t in enumerate(saved) if t not in graph.outputs.values()]
+    return _function("forward", inputs, [*outputs, *kept])
+
+
+def plan_backward(forward: Graph, back: Graph, saved: Sequence[te.Tensor]) -> FunctionPlan:
+    """The backward, which may read inputs, outputs and what was saved; arguments it does not use are left out."""
+    kept = [PlanArg(f"saved_{k}_{label(t)}", "saved", t) for k, t in enumerate(saved) if t not in forward.outputs.values()]
+    given = [
+        *[PlanArg(name, "input", tensor) for name, tensor in forward.inputs.items()],
+        *[PlanArg(name, "output", tensor) for name, tensor in forward.outputs.items()],
+        *kept,
+        *[PlanArg(f"grad_{name}", "grad_output", tensor) for name, tensor in back.grads.items()],
+    ]
+    results = [PlanArg(name, "grad_input", tensor) for name, tensor in back.outputs.items()]
+    return _function("backward", given, results)
+
+
+def _function(name: str, given: list[PlanArg], results: list[PlanArg]) -> FunctionPlan:
+    ready = [arg.tensor for arg in given]
+    partition = Partition([arg.tensor for arg in results], ready)
+    written = {arg.tensor for arg in results}
+    inner = [t for kernel in partition.kernels for t in kernel.writes() if t not in written]
+    workspace = [PlanArg(f"workspace_{k}_{label(t)}", "workspace", t) for k, t in enumerate(inner)]
+    function = FunctionPlan(name, [*given, *results, *workspace], partition.kernels, set(ready))
+    if name == "backward":
+        used: set[te.Tensor] = set()
+        for kernel in partition.kernels:
+            used |= {*sources(kernel, function.in_memory())[0], *kernel.writes()}
+        function.args = [arg for arg in function.args if arg.tensor in used]
+    _check_symbols(function)
+    return function
+
+
+def _check_symbols(function: FunctionPlan) -> None:
+    """A symbolic size is known to a function only from an argument that has it as a dim of its own."""
+    bare = {dim for arg in function.args for dim in arg.tensor.shape if isinstance(dim, tirx.Var)}
+    for arg in function.args:
+        for dim in arg.tensor.shape:
+            assert const_int(dim) is not None or dim in bare or not isinstance(dim, tirx.Var), f"{function.name}: {dim} of {arg.name}"
+
+
+def distinct_outputs(graph: Graph) -> None:
+    """Give every output a stage of its own: one that is an input or another output too becomes a copy."""
+    taken = set(graph.inputs.values()) | set(graph.grads.values())
+    for name, tensor in graph.outputs.items():
+        if tensor in taken:
+            graph.outputs[name] = tensor = copy(tensor, name)
+        taken.add(tensor)
+
+
+def copy(tensor: te.Tensor, name: str) -> te.Tensor:
+    """A stage equal to `tensor`."""
+    return compute(list(tensor.shape), lambda *i: tensor(*i), name=name)
+
+
+def label(tensor: te.Tensor) -> str:
+    """The name of a stage as part of an argument name."""
+    return "".join(c if c.isalnum() else "_" for c in tensor.op.name)
+
+
+def shape_text(tensor: te.Tensor) -> list[Any]:
+    """The shape of an argument as a manifest holds it."""
+    return [const_int(dim) if const_int(dim) is not None else expr_text(dim) for dim in tensor.shape]
+
+
+def expr_text(expr: Any) -> str:
+    """An integer expression over symbolic sizes as text (TVM's own printer renames variables)."""
+    if const_int(expr) is not None:
+        return str(const_int(expr))
+    if isinstance(expr, tirx.Var):
+        return expr.name
+    signs = {"Add": "+", "Sub": "-", "Mul": "*", "FloorDiv": "//"}
+    sign = signs[type(expr).__name__]
+    return f"({expr_text(expr.a)} {sign} {expr_text(expr.b)})"
