@@ -191,9 +191,7 @@ def if_then_else(condition: Any, then: Any, otherwise: Any) -> Expr:
     """
     condition = as_expr(condition)
     if dtype_of(condition) != "bool":
-        raise ExpressionError(
-            f"the condition of if_then_else has dtype {dtype_of(condition)}, must be bool; compare it: x != 0"
-        )
+        raise ExpressionError(f"the condition of if_then_else has dtype {dtype_of(condition)}, must be bool; compare it: x != 0")
     return tirx.if_then_else(condition, *_pair("if_then_else", then, otherwise))
 
 

@@ -21,9 +21,7 @@ def placeholder(shape: Sequence[Any], dtype: str, name: str) -> te.Tensor:
     return te.placeholder(tuple(shape), dtype, name=name)
 
 
-def compute(
-    shape: Sequence[Any], fn: Callable[..., Any], name: str, attrs: Mapping[str, str] | None = None
-) -> te.Tensor:
+def compute(shape: Sequence[Any], fn: Callable[..., Any], name: str, attrs: Mapping[str, str] | None = None) -> te.Tensor:
     """The tensor of `shape` whose element [i, j, ...] is ``fn(i, j, ...)``.
 
     A reduction (`reduce_sum`, ...) must be the whole of `fn`'s result: put what follows it in a stage of its own.
@@ -63,13 +61,9 @@ def check_reduction(reduce: tirx.Reduce, name: str) -> None:
             "write reduce_sum(if_then_else(condition, x, 0), axis)"
         )
     if len(reduce.init):
-        raise ExpressionError(
-            f"stage '{name}': init= of a reduction is not supported; add the initial value in the next stage"
-        )
+        raise ExpressionError(f"stage '{name}': init= of a reduction is not supported; add the initial value in the next stage")
     if len(reduce.source) != 1:
-        raise ExpressionError(
-            f"stage '{name}': a reduction of several values at once is not supported; use one stage for each"
-        )
+        raise ExpressionError(f"stage '{name}': a reduction of several values at once is not supported; use one stage for each")
 
 
 def reduce_axis(extent: Any, name: str) -> tirx.IterVar:
@@ -121,9 +115,7 @@ def with_attrs(tensor: te.Tensor, attrs: Mapping[str, str]) -> te.Tensor:
     if isinstance(op, te.ComputeOp):
         rebuilt = te._ffi_api.ComputeOp(op.name, op.tag, merged, op.axis, op.body)
     elif isinstance(op, te.ExternOp):
-        rebuilt = te._ffi_api.ExternOp(
-            op.name, op.tag, merged, op.inputs, op.input_placeholders, op.output_placeholders, op.body
-        )
+        rebuilt = te._ffi_api.ExternOp(op.name, op.tag, merged, op.inputs, op.input_placeholders, op.output_placeholders, op.body)
     else:
         raise ExpressionError(f"'{op.name}' is a {type(op).__name__}; only computed stages and scans carry attributes")
     return rebuilt.output(tensor.value_index)

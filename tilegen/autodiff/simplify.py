@@ -1,0 +1,195 @@
+"""Making an adjoint term what a schedule rule expects to see.
+
+Small reductions are unrolled into the expression, factors that do not depend on the reduce axes are hoisted
+out of the sum, and the guards of a matrix product move onto its operands, as padded stages that a schedule
+inlines into its copies.  Only indices and guards are simplified, never float arithmetic.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import tvm_ffi
+from tvm import ir, te, tirx
+
+from tilegen.autodiff.derivative import multiply
+from tilegen.autodiff.ranges import analyzer, conjuncts, holds, prune
+from tilegen.autodiff.solver import Domain, canonical
+from tilegen.autodiff.term import Term, guarded
+from tilegen.expression.stages import compute
+from tilegen.expression.walkers import (
+    Expr,
+    call_name,
+    const_int,
+    dtype_of,
+    factors,
+    has_load,
+    is_const,
+    is_load,
+    load_indices,
+    load_tensor,
+    prim,
+    rewrite,
+    size_estimate,
+    substitute,
+    total,
+    variables,
+)
+
+UNROLL = 8
+"""Reductions of at most this many points become part of the expression."""
+
+PAD_GROWTH = 4
+"""A padded operand may have this many times the elements of its tensor; beyond, it would be an im2col."""
+
+
+def simplify_indices(expr: Expr, ana: Any, domain: Domain) -> Expr:
+    """`expr` with the indices of all reads simplified, and divisions elsewhere."""
+
+    def fix(call: Any) -> Any:
+        if not is_load(call):
+            return call
+        return load_tensor(call)(*[canonical(ana.simplify(i), domain) for i in load_indices(call)])
+
+    divisions = ((prim.FloorMod, ana.simplify), (prim.FloorDiv, ana.simplify))
+    return rewrite(tvm_ffi.structural_map(expr, divisions), ir.Call, fix)
+
+
+def split_guard(expr: Expr) -> tuple[list[Expr], Expr]:
+    """The conditions under which `expr` is not literally zero, and its value there."""
+    if call_name(expr) == "if_then_else" and is_const(expr.args[2], 0):
+        conditions, value = split_guard(expr.args[1])
+        return conjuncts(expr.args[0]) + conditions, value
+    return [], expr
+
+
+def unroll(term: Term, shape: Sequence[Expr]) -> Term:
+    """A term whose sum has at most `UNROLL` points as an expression without a sum."""
+    extents = [const_int(n) for _, n in term.axes]
+    if not extents or any(n is None for n in extents) or size_estimate(extents) > UNROLL:
+        return term
+    conditions, value = split_guard(term.body)
+    domain = list(zip(term.target, shape, strict=True))
+    ana = analyzer(domain)
+    parts = []
+    for point in itertools.product(*map(range, extents)):
+        at = {v: tirx.const(p, "int32") for (v, _), p in zip(term.axes, point, strict=True)}
+        where = prune([substitute(c, at) for c in conditions], ana)
+        if not any(is_const(c, 0) for c in where):
+            parts.append(guarded(where, simplify_indices(substitute(value, at), ana, domain)))
+    zero = tirx.const(0, dtype_of(term.body))
+    return Term(term.target, total(parts) if parts else zero, [], term.scale, term.guards)
+
+
+def hoist(term: Term) -> Term:
+    """A term whose constant factors, and without guards inside the sum all independent ones, are outside it."""
+    if not term.axes:
+        return term
+    conditions, value = split_guard(term.body)
+    inner = {v for v, _ in term.axes}
+    bound = any(inner & set(variables(c)) or has_load(c) for c in conditions)
+    outside, inside = [], []
+    for factor in factors(value):
+        independent = is_const_expr(factor) if bound else not inner & set(variables(factor))
+        (outside if independent else inside).append(factor)
+    if not outside or not inside:
+        return term
+    scale, product = _product(outside), _product(inside)
+    # Where the sum is empty the factors are neither read nor multiplied: the guards stay on both sides.
+    guards = conditions if any(not is_const_expr(f) for f in outside) else []
+    return Term(term.target, guarded(conditions, product), term.axes, scale, term.guards + guards)
+
+
+def is_const_expr(expr: Expr) -> bool:
+    """Whether `expr` is a literal."""
+    return isinstance(expr, (prim.FloatImm, prim.IntImm))
+
+
+def _product(parts: Sequence[Expr]) -> Expr:
+    result = parts[0]
+    for part in parts[1:]:
+        result = multiply(result, part)
+    return result
+
+
+def is_contraction(a: Expr, b: Expr, inner: set[Any]) -> bool:
+    """Whether summing ``a * b`` over `inner` is a matrix product: either has an index that the other lacks."""
+    left, right = set(variables(a)) - inner, set(variables(b)) - inner
+    both = inner & set(variables(a)) & set(variables(b))
+    return bool(left - right and right - left and both)
+
+
+def peel(term: Term, shape: Sequence[Expr]) -> Term:
+    """A guarded matrix product as a plain one of padded operands.
+
+    Every operand whose read is not provably in bounds has to be padded, since 0 * garbage is not 0.
+    """
+    conditions, product = split_guard(term.body)
+    parts = factors(product)
+    inner = {v for v, _ in term.axes}
+    if not conditions or len(parts) != 2 or not all(map(is_load, parts)) or not is_contraction(*parts, inner):
+        return term
+    if any(has_load(c) for c in conditions):
+        return term
+    extents = dict(zip(term.target, shape, strict=True)) | dict(term.axes)
+    ana = analyzer(extents.items())
+    bounds = [_in_bounds(part) for part in parts]
+    able = [[c for c in conditions if set(variables(c)) & set(extents) <= set(variables(p))] for p in parts]
+    chosen = [[] if holds(ana, bounds[k], []) else list(able[k]) for k in range(2)]
+    for condition in conditions:
+        if not any(condition.same_as(c) for c in chosen[0] + chosen[1]):
+            takers = [k for k in range(2) if any(condition.same_as(c) for c in able[k])]
+            if not takers:
+                return term
+            chosen[takers[0]].append(condition)
+    padded = []
+    for part, claims, guards in zip(parts, bounds, chosen, strict=True):
+        used = [v for v in extents if v in set(variables(part))]
+        grown = size_estimate(extents[v] for v in used) > PAD_GROWTH * size_estimate(load_tensor(part).shape)
+        if not holds(ana, claims, guards) or (guards and grown):
+            return term
+        padded.append(_pad(part, guards, used, extents) if guards else part)
+    return Term(term.target, padded[0] * padded[1], term.axes, term.scale, term.guards)
+
+
+def _in_bounds(load: Expr) -> list[Expr]:
+    claims = []
+    for i, n in zip(load_indices(load), load_tensor(load).shape, strict=True):
+        claims += [i >= 0, i < n]
+    return claims
+
+
+def _pad(load: Expr, guards: Sequence[Expr], used: Sequence[Any], extents: dict[Any, Expr]) -> Expr:
+    body = guarded(guards, load)
+    shape = [extents[v] for v in used]
+    name = f"{load_tensor(load).op.name}_pad"
+    return compute(shape, lambda *i: substitute(body, dict(zip(used, i, strict=True))), name)(*used)
+
+
+def split_products(term: Term) -> list[Term]:
+    """A sum of matrix products as one term for each, so that every one is a plain contraction."""
+    conditions, value = split_guard(term.body)
+    if not term.axes or not isinstance(value, prim.Add):
+        return [term]
+    inner = {v for v, _ in term.axes}
+    addends = _addends(value)
+    for addend in addends:
+        reads = [f for f in factors(addend) if not is_const_expr(f)]
+        if len(reads) != 2 or not all(map(is_load, reads)) or not is_contraction(*reads, inner):
+            return [term]
+    return [Term(term.target, guarded(conditions, a), term.axes, term.scale, term.guards) for a in addends]
+
+
+def _addends(expr: Expr) -> list[Expr]:
+    return _addends(expr.a) + _addends(expr.b) if isinstance(expr, prim.Add) else [expr]
+
+
+def simplify(term: Term, tensor: te.Tensor) -> list[Term]:
+    """The terms that schedule rules should see in place of `term`, a contribution to the adjoint of `tensor`."""
+    result = []
+    for part in split_products(term):
+        small = unroll(part, tensor.shape)
+        result.append(small if not small.axes else peel(hoist(small), tensor.shape))
+    return result
