@@ -71,6 +71,6 @@ def build(folder: Path, *, dtype: str = "float32", parallel: bool = True, mcpu: 
         },
         functions={"forward": forward, "backward": backward, "step": EntryPoint("scale_forward", step_args)},
         tilegen=tilegen.__version__,
-        versions={"tvm": tvm.__version__, "tvm_ffi": tvm_ffi.__version__},
+        versions={"apache-tvm": tvm.__version__, "apache-tvm-ffi": tvm_ffi.__version__},
     )
     return pack.write(folder, manifest)

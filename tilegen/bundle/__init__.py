@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tilegen.bundle.exporting import add_runtime, export
 from tilegen.bundle.manifest import Argument, EntryPoint, Manifest
 from tilegen.bundle.pack import archive, read, verify, write
 
-__all__ = ["Argument", "EntryPoint", "Manifest", "archive", "read", "verify", "write"]
+__all__ = ["Argument", "EntryPoint", "Manifest", "add_runtime", "archive", "export", "read", "verify", "write"]

@@ -19,6 +19,7 @@ from tilegen.runtime import threads
 
 # What parallel loops and workspaces call; tvm-ffi fills in these addresses while it loads a library that names them.
 _BACKEND = b"__TVMBackend"
+_FFI = "apache-tvm-ffi"
 
 
 def check_versions(manifest: Manifest) -> None:
@@ -33,11 +34,11 @@ def check_versions(manifest: Manifest) -> None:
     """
     machine.check(manifest.target)
     installed = _tvm_ffi().__version__
-    built = manifest.versions.get("tvm_ffi", installed)
+    built = manifest.versions.get(_FFI, "")
     if _release(installed) != _release(built):
         raise BundleError(
-            f"the bundle was built with tvm-ffi {built}, installed is {installed}; export the bundle again, or install "
-            f"the other: pip install 'apache-tvm-ffi~={'.'.join(map(str, _release(built)))}.0'"
+            f"the bundle was built with {_FFI} {built or 'of unknown version'}, installed is {installed}; export the bundle "
+            f"again, or install the other: pip install {_FFI}=={built}"
         )
 
 
@@ -58,7 +59,7 @@ def load(manifest: Manifest, files: Mapping[str, bytes], folder: Path | None) ->
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = stack.enter_context(_unpacked(files))
-        if _BACKEND in files[manifest.library]:
+        if needs_runtime(files[manifest.library]):
             _load_runtime(ffi, folder / RUNTIME if RUNTIME in files else None)
         try:
             return ffi.load_module(str(folder / manifest.library))
@@ -102,6 +103,11 @@ def _load_runtime(ffi: Any, carried: Path | None) -> None:
             return
     why = "; ".join(reasons) or f"the bundle does not carry {RUNTIME} and TVM is not installed"
     raise BundleError(f"the library runs in parallel and needs TVM's runtime: {why}; export it again with `tilegen export`")
+
+
+def needs_runtime(library: bytes) -> bool:
+    """Whether a library calls TVM's runtime: for parallel loops, or for workspaces of its own."""
+    return _BACKEND in library
 
 
 def installed_runtime() -> Path | None:
