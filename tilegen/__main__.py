@@ -1,0 +1,5 @@
+"""``python -m tilegen`` is the command line."""
+
+from tilegen.cli import main
+
+main()

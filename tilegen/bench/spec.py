@@ -1,0 +1,80 @@
+"""What an operator's folder says about its benchmark.  Imports neither torch nor TVM."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tilegen import mechanism
+from tilegen.errors import ArgumentError
+from tilegen.mechanism import Mechanism
+
+DIRECTIONS = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a direction must do at least.
+
+    flops : additions, multiplications, divisions, comparisons and exponentials, each counted as one.
+    elements : elements of the caller's dtype read or written when everything is touched once.
+    """
+
+    flops: float
+    elements: float
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.elements + other.elements)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How one operator is measured.
+
+    Parameters
+    ----------
+    mechanism : the operator, by name.
+    options : the option sets that are measured unless the user chooses.
+    sizes : the sizes at which they are.
+    lengths : values of T for the plot.
+    peer : ``fn(config, **tensors) -> tuple of tensors``: the way to write it in PyTorch that is fastest under torch.compile.
+    forward, backward : the least work of each direction, from the config and the sizes.
+    """
+
+    mechanism: str
+    options: tuple[Mapping[str, Any], ...]
+    sizes: Mapping[str, int]
+    lengths: tuple[int, ...]
+    peer: Callable[..., tuple[Any, ...]]
+    forward: Callable[[Any, Mapping[str, int]], Work]
+    backward: Callable[[Any, Mapping[str, int]], Work]
+
+    def described(self) -> Mechanism:
+        """The mechanism that is measured."""
+        return mechanism.get(self.mechanism)
+
+    def work(self, config: Any, sizes: Mapping[str, int]) -> dict[str, Work]:
+        """The least work of a forward pass, and of a training step's forward and backward."""
+        forward = self.forward(config, sizes)
+        return {"forward": forward, "forward+backward": forward + self.backward(config, sizes)}
+
+
+def load(op: str) -> Benchmark:
+    """The benchmark of the operator called `op`.
+
+    Raises
+    ------
+    ArgumentError
+        When there is no such operator, or its folder has no ``benchmark.py``.
+    """
+    mechanism.get(op)
+    module = f"tilegen.ops.{op}.benchmark"
+    try:
+        found: Benchmark = importlib.import_module(module).BENCHMARK
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ArgumentError(f"op is {op!r}, which has no benchmark; describe one in ops/{op}/benchmark.py") from None
+    return found

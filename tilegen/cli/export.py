@@ -1,0 +1,42 @@
+"""``tilegen export OP -o FILE``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from tilegen.cli import console
+from tilegen.cli.instance import Dtype, Op, Set, instance
+
+
+def command(
+    op: Op,
+    out: Annotated[Path, typer.Option("--output", "-o", help="File to write (*.tilegen), or a new folder.")],
+    set_: Set = None,
+    dtype: Dtype = "float32",
+    target: Annotated[str | None, typer.Option(help="cpu or a CPU name such as x86-64-v3; default: this machine.")] = None,
+    functions: Annotated[str, typer.Option(help="Which of forward, backward and step it holds.")] = "forward,backward,step",
+) -> None:
+    """Compile an operator into a library that loads without TVM's compiler: `tilegen.runtime.load(FILE)`."""
+    from tilegen import bundle
+
+    wanted = tuple(part.strip() for part in functions.split(","))
+    found = instance(op, set_, dtype)
+    with console.err().status(f"compiling {op}"):
+        bundle.export(found, out, target=target, functions=wanted)
+    manifest, files = bundle.read(out)
+    show = console.out()
+    symbols = ", ".join(manifest.symbolic)
+    static = ", ".join(f"{name}={value}" for name, value in manifest.static.items())
+    show.print(f"[bold]{escape(str(out))}[/]: {op} {dtype}, {static}, any {symbols}, for {escape(_target(manifest.target))}")
+    for name, entry in manifest.functions.items():
+        given, made = (", ".join(a.name for a in args) for args in (entry.given, entry.returned))
+        show.print(f"  {name}({given}) -> {made}", markup=False)
+    show.print(f"  {sum(map(len, files.values())) / 1024:.0f} KiB in {', '.join(sorted(files))}; sha256 of each in the manifest")
+
+
+def _target(target: dict) -> str:
+    return f"{target.get('mcpu', target.get('kind'))} ({target.get('arch')})"
