@@ -43,10 +43,10 @@ class Library(Protocol):
 def library_of(tensors: Sequence[Any]) -> Library | None:
     """The interface of the library that all of `tensors` belong to, or None."""
     torch = sys.modules.get("torch")
-    if torch is not None and all([isinstance(x, torch.Tensor) for x in tensors]):
+    if torch is not None and all(isinstance(x, torch.Tensor) for x in tensors):
         return _torch(torch)
     numpy = sys.modules.get("numpy")
-    if numpy is not None and all([isinstance(x, numpy.ndarray) for x in tensors]):
+    if numpy is not None and all(isinstance(x, numpy.ndarray) for x in tensors):
         return _numpy(numpy)
     return None
 
