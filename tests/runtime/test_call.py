@@ -99,7 +99,9 @@ def test_numpy_arrays_that_numpy_does_not_export(scale: Bundle) -> None:
     x = misaligned(x, 0)
     x.flags.writeable = False
     np.testing.assert_allclose(scale.forward(x, w), x * w + 1, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(scale.forward(np.broadcast_to(x[:1], (3, 5, 16)), w), np.stack([x[0] * w + 1] * 3), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        scale.forward(np.broadcast_to(x[:1], (3, 5, 16)), w), np.stack([x[0] * w + 1] * 3), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_tensors_that_require_gradients_are_read(scale: Bundle) -> None:
@@ -133,7 +135,10 @@ def bad_calls() -> dict[str, tuple[Callable[[Any, Any], tuple[Any, ...]], str]]:
         "integers": (lambda x, w: (x.int(), w), r"x has dtype int32, must be float32"),
         "byte order": (lambda x, w: (x.numpy().astype(">f4"), w.numpy()), r"x has dtype byte-swapped float32"),
         "dims": (lambda x, w: (x[0], w), r"x has 2 dims \[5, 16\], must have 3: \[B, T, C\]"),
-        "static size": (lambda x, w: (x[..., :8].contiguous(), w), r"x has shape \[2, 5, 8\], must be \[B, T, C\] = \[2, 5, 16\]"),
+        "static size": (
+            lambda x, w: (x[..., :8].contiguous(), w),
+            r"x has shape \[2, 5, 8\], must be \[B, T, C\] = \[2, 5, 16\]",
+        ),
         "sizes": (lambda x, w: (x, w[:8]), r"w has shape \[8\], must be \[C\] = \[16\]"),
         "T = 0": (lambda x, w: (x[:, :0], w), r"x has shape .*T is 0, must be at least 1"),
         "device": (lambda x, w: (x.to("meta"), w), r"x is on meta, must be on cpu"),

@@ -33,7 +33,9 @@ def instance(order: int = 2, dtype: str = "float32", C: int = 16, function: Call
 
 
 def test_equal_instances_have_equal_keys() -> None:
-    assert fingerprint(instance(), {"kind": "llvm", "mcpu": "znver4"}) == fingerprint(instance(), {"mcpu": "znver4", "kind": "llvm"})
+    assert fingerprint(instance(), {"kind": "llvm", "mcpu": "znver4"}) == fingerprint(
+        instance(), {"mcpu": "znver4", "kind": "llvm"}
+    )
 
 
 def test_everything_that_matters_changes_the_key() -> None:
@@ -101,7 +103,10 @@ def load(folder: Path, text: str, helper: str = "") -> Any:
         ("K = 1\ndef f(x): return x + K", "K = 2\ndef f(x): return x + K"),
         ("def f(x, k=1): return x + k", "def f(x, k=2): return x + k"),
         ("def g(x): return 1\ndef f(x): return g(x)", "def g(x): return 2\ndef f(x): return g(x)"),
-        ("def make(k):\n def f(x): return x + k\n return f\nf = make(1)", "def make(k):\n def f(x): return x + k\n return f\nf = make(2)"),
+        (
+            "def make(k):\n def f(x): return x + k\n return f\nf = make(1)",
+            "def make(k):\n def f(x): return x + k\n return f\nf = make(2)",
+        ),
     ],
     ids=["body", "global", "default", "helper", "closure"],
 )
@@ -110,7 +115,9 @@ def test_a_users_function_enters_with_all_it_uses(one: str, other: str, tmp_path
     assert load(tmp_path, one).hash != load(tmp_path, other).hash
 
 
-@pytest.mark.parametrize("how", ["import helper_of_user as h\ndef f(x): return h.g(x)", "from helper_of_user import g\ndef f(x): return g(x)"])
+@pytest.mark.parametrize(
+    "how", ["import helper_of_user as h\ndef f(x): return h.g(x)", "from helper_of_user import g\ndef f(x): return g(x)"]
+)
 def test_a_users_other_modules_enter_too(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # or the second helper, written within a second, is not read

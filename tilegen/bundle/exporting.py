@@ -81,6 +81,8 @@ def add_runtime(folder: Path) -> None:
         return
     runtime = library.installed_runtime()
     if runtime is None:
-        raise BuildError(f"the library runs in parallel and needs {RUNTIME}, which is not in the installed tvm; reinstall apache-tvm")
+        raise BuildError(
+            f"the library runs in parallel and needs {RUNTIME}, which is not in the installed tvm; reinstall apache-tvm"
+        )
     shutil.copyfile(runtime, folder / RUNTIME)
     pack.write(folder, manifest)

@@ -144,5 +144,7 @@ class Function:
         if len(given) != len(self.given):
             names = ", ".join(arg.name for arg in self.given)
             return ArgumentError(f"{self.name} got {len(given)} arguments, must get {len(self.given)}: {names}")
-        kinds = ", ".join(f"{arg.name} a {type(x).__module__}.{type(x).__name__}" for arg, x in zip(self.given, given, strict=True))
+        kinds = ", ".join(
+            f"{arg.name} a {type(x).__module__}.{type(x).__name__}" for arg, x in zip(self.given, given, strict=True)
+        )
         return ArgumentError(f"{self.name} got {kinds}; all must be torch tensors, or all numpy arrays")
