@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,3 +39,24 @@ def folder(built: Callable[[str], Path]) -> Path:
 def archive(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The float32 bundle as a file."""
     return bundle.archive(folder, tmp_path_factory.mktemp("archives") / "scale.tilegen")
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``bare(*arguments, code=...)`` runs a program that can import tilegen, tvm-ffi, numpy and typing_extensions alone."""
+    site = tmp_path_factory.mktemp("site-packages")
+    import tvm_ffi
+
+    installed = Path(tvm_ffi.__file__).parents[1]
+    for pattern in ("tvm_ffi", "apache_tvm_ffi-*", "numpy", "numpy.libs", "typing_extensions.py"):
+        for path in installed.glob(pattern):
+            (site / path.name).symlink_to(path)
+    (site / "tilegen").symlink_to(Path(bundle.__file__).parents[1])
+
+    def run(*arguments: object, code: str) -> subprocess.CompletedProcess[str]:
+        # -S: no site-packages but this one.
+        command = [sys.executable, "-S", "-c", code, *map(str, arguments)]
+        environment = {"PYTHONPATH": str(site), "PATH": os.environ["PATH"]}
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=site)
+
+    return run

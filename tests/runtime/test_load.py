@@ -21,7 +21,7 @@ from tilegen.bundle import Manifest, machine
 from tilegen.errors import ArgumentError, BundleError, TargetError
 from tilegen.runtime import library, load
 
-Bare = Callable[[Path], subprocess.CompletedProcess[str]]
+Bare = Callable[..., subprocess.CompletedProcess[str]]
 
 TRAP = r"""
 #include <stdio.h>
@@ -152,6 +152,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "dim": ((lambda raw: raw["functions"]["forward"]["args"][0].update(shape=["__import__('os')"])), "expression of integers"),
     "negative dim": ((lambda raw: raw["functions"]["forward"]["args"][0].update(shape=[-1])), "must not be negative"),
     "unknown size": ((lambda raw: raw["functions"]["forward"]["args"][2].update(shape=["Z"])), r"product needs \['Z'\]"),
+    "names": ((lambda raw: raw["functions"]["forward"]["args"][1].update(name="x")), "two arguments of one name"),
     "functions": ((lambda raw: raw.update(functions=[])), "functions is .*, must be of JSON type dict"),
 }  # fmt: skip
 
@@ -201,37 +202,16 @@ np.testing.assert_allclose(scale.step(x[:, :1], w)[1], x[:, :1] * w + 1)
 """
 
 
-@pytest.fixture(scope="session")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], subprocess.CompletedProcess[str]]:
-    """Runs BARE with a bundle where tilegen, tvm-ffi, numpy and typing_extensions are all that can be imported."""
-    site = tmp_path_factory.mktemp("site-packages")
-    import tvm_ffi
-
-    installed = Path(tvm_ffi.__file__).parents[1]
-    for pattern in ("tvm_ffi", "apache_tvm_ffi-*", "numpy", "numpy.libs", "typing_extensions.py"):
-        for path in installed.glob(pattern):
-            (site / path.name).symlink_to(path)
-    (site / "tilegen").symlink_to(Path(bundle.__file__).parents[1])
-
-    def run(path: Path) -> subprocess.CompletedProcess[str]:
-        # -S: no site-packages but this one.
-        command = [sys.executable, "-S", "-c", BARE, str(path)]
-        environment = {"PYTHONPATH": str(site), "PATH": os.environ["PATH"]}
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=site)
-
-    return run
-
-
 @pytest.mark.parametrize("which", ["folder", "archive"])
 def test_loads_and_runs_with_tvm_ffi_and_numpy_alone(which: str, bare: Bare, request: pytest.FixtureRequest) -> None:
-    done = bare(request.getfixturevalue(which))
+    done = bare(request.getfixturevalue(which), code=BARE)
     assert done.returncode == 0, done.stderr
 
 
 def test_without_tvm_a_parallel_library_needs_the_runtime(copy: Path, bare: Bare) -> None:
     (copy / "libtvm_runtime.so").unlink()
     seal(copy)
-    done = bare(copy)
+    done = bare(copy, code=BARE)
     assert done.returncode == 1
     assert "BundleError: the library runs in parallel and needs TVM's runtime: the bundle does not carry" in done.stderr
 

@@ -183,7 +183,9 @@ def _argument(raw: Any, where: str) -> Argument:
 
 
 def _check_sizes(name: str, entry: EntryPoint, static: Mapping[str, int]) -> None:
-    """Every size of every argument must follow from what the caller passes."""
+    """Arguments are told apart by name, and every size of every argument must follow from what the caller passes."""
+    if len({arg.name for arg in entry.args}) < len(entry.args):
+        raise BundleError(f"functions.{name} has two arguments of one name among {[arg.name for arg in entry.args]}; {_DAMAGED}")
     known = shapes.determined((arg.shape for arg in entry.given), static)
     for arg in entry.args:
         if missing := set().union(*(shapes.names(dim) for dim in arg.shape)) - known:

@@ -37,7 +37,7 @@ class Function:
         self._plans: dict[Any, list[tuple[tuple[int, ...], str] | None]] = {}
         # Where each argument of the call comes from: the position among the given ones, or None for a new tensor.
         order = {arg.name: i for i, arg in enumerate(self.given)}
-        self._sources = [order.get(arg.name) if arg in self.given else None for arg in self.args]
+        self._sources = [order.get(arg.name) for arg in self.args]
         self._results = [self.args.index(arg) for arg in self.returned]
 
     def symbols(self, given: Sequence[Any]) -> dict[str, int]:
