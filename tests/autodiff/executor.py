@@ -31,7 +31,8 @@ def prim_func(arguments: Sequence[te.Tensor], results: Sequence[te.Tensor]) -> A
 
 def build(functions: Mapping[str, Any]) -> Any:
     """A module with the given functions, compiled."""
-    return tvm.compile(tvm.IRModule(dict(functions)), target=TARGET)
+    named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
+    return tvm.compile(tvm.IRModule(named), target=TARGET)
 
 
 def shape_of(tensor: te.Tensor, sizes: Mapping[str, int] | None = None) -> list[int]:

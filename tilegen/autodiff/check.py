@@ -44,7 +44,7 @@ def _stage(op: te.ComputeOp) -> list[Unproved]:
     for body in op.body:
         axes = list(op.axis) + (list(body.axis) if isinstance(body, tirx.Reduce) else [])
         ana = analyzer([(axis.var, axis.dom.extent) for axis in axes])
-        opaque = Opaque()
+        opaque = Opaque(ana)
 
         def visit(expr: Expr, conditions: Sequence[Expr]) -> None:
             if is_load(expr):

@@ -28,7 +28,6 @@ from tilegen.expression.walkers import (
     load_tensor,
     prim,
     substitute,
-    sym,
     topological,
     variables,
 )

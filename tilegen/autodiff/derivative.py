@@ -12,7 +12,19 @@ from collections.abc import Callable, Sequence
 from tvm import tirx
 
 from tilegen.errors import AutodiffError
-from tilegen.expression.walkers import WIDE, Expr, call_name, const_int, dtype_of, has_load, is_const, is_float, is_load, prim
+from tilegen.expression.walkers import (
+    WIDE,
+    Expr,
+    call_name,
+    const_int,
+    dtype_of,
+    has_load,
+    is_const,
+    is_float,
+    is_load,
+    prim,
+    same,
+)
 
 Emit = Callable[[Expr, tuple[Expr, ...], Expr], None]
 """Receives a read, the guards above it, and the adjoint of its value."""
@@ -80,7 +92,7 @@ def pull_back(
         to(expr.a, adjoint)
         to(expr.b, -adjoint)
     elif isinstance(expr, prim.Mul):
-        if expr.a.same_as(expr.b):
+        if same(expr.a, expr.b):
             to(expr.a, multiply(adjoint * 2, wide(expr.a)))
         else:
             to(expr.a, multiply(adjoint, wide(expr.b)))

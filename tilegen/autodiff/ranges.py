@@ -10,7 +10,18 @@ from typing import Any
 
 from tvm import ir, sym, tirx
 
-from tilegen.expression.walkers import Expr, dtype_of, has_load, is_load, prim, rewrite, same, variables
+from tilegen.expression.walkers import (
+    Expr,
+    dtype_of,
+    has_load,
+    is_load,
+    load_indices,
+    load_tensor,
+    prim,
+    rewrite,
+    same,
+    variables,
+)
 
 STRONG = sym.ProofStrength.SYMBOLIC_BOUND
 LARGEST_SIZE = 1 << 30
@@ -62,7 +73,8 @@ def prune(conditions: Iterable[Expr], ana: sym.Analyzer) -> list[Expr]:
 class Opaque:
     """Replaces tensor reads by variables, equal reads by the same one, so that an analyzer can reason about them."""
 
-    def __init__(self) -> None:
+    def __init__(self, ana: sym.Analyzer) -> None:
+        self.ana = ana
         self.known: list[tuple[Expr, Any]] = []
 
     def __call__(self, expr: Expr) -> Expr:
@@ -71,6 +83,7 @@ class Opaque:
     def _swap(self, call: Any) -> Any:
         if not is_load(call):
             return call
+        call = load_tensor(call)(*map(self.ana.simplify, load_indices(call)))
         for load, variable in self.known:
             if same(load, call):
                 return variable

@@ -76,7 +76,7 @@ def unroll(term: Term, shape: Sequence[Expr]) -> Term:
     parts = []
     for point in itertools.product(*map(range, extents)):
         at = {v: tirx.const(p, "int32") for (v, _), p in zip(term.axes, point, strict=True)}
-        where = prune([substitute(c, at) for c in conditions], ana)
+        where = prune([simplify_indices(substitute(c, at), ana, domain) for c in conditions], ana)
         if not any(is_const(c, 0) for c in where):
             parts.append(guarded(where, simplify_indices(substitute(value, at), ana, domain)))
     zero = tirx.const(0, dtype_of(term.body))

@@ -9,7 +9,7 @@ by solving g(i, r) = j for the iteration variables.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from tilegen.expression.stages import check_reduction, compute
 from tilegen.expression.walkers import (
     Expr,
     has_load,
+    is_load,
     load_indices,
     load_tensor,
     prim,
@@ -61,15 +62,15 @@ def stage_terms(
 def _reads(op: te.ComputeOp, adjoint: te.Tensor, wanted: Any) -> list[_Read]:
     """The wanted reads of `op` with their adjoints; equal reads are merged, so that x*x gives one term."""
     here = [axis.var for axis in op.axis]
-    output, seed = op.output(0)(*here), adjoint(*here)
-    body, guards, value = op.body[0], (), output
+    seed: Expr = adjoint(*here)
+    body, value, guards = op.body[0], op.output(0)(*here), ()
     if isinstance(body, tirx.Reduce):
         check_reduction(body, op.name)
         source, value = body.source[0], None
         kind = type(body.combiner.result[0])
         if kind in (prim.Max, prim.Min):
-            guards = (tirx.EQ(source, output),)
-            seed = seed / _ties(op, str(adjoint.dtype))(*here)
+            attained, ties = _attained(op, str(adjoint.dtype))
+            guards, seed = (attained,), seed / ties
         elif kind is not prim.Add:
             raise AutodiffError(
                 f"stage '{op.name}': a reduction by {kind.__name__} has no adjoint; use sum, max or min, "
@@ -91,20 +92,31 @@ def _reads(op: te.ComputeOp, adjoint: te.Tensor, wanted: Any) -> list[_Read]:
     return reads
 
 
-def _ties(op: te.ComputeOp, dtype: str) -> te.Tensor:
-    """How many elements attain the extremum: they share its adjoint evenly."""
-    reduce = op.body[0]
-    shape = [axis.dom.extent for axis in op.axis]
-    axes = [te.reduce_axis((0, axis.dom.extent), axis.var.name) for axis in reduce.axis]
-    inner = {old.var: new.var for old, new in zip(reduce.axis, axes, strict=True)}
+def _attained(op: te.ComputeOp, dtype: str) -> tuple[Expr, Expr]:
+    """Where the extremum of `op` is attained, and how many elements share its adjoint evenly.
+
+    The extremum is taken again, over the very values it is compared with: the one of the forward may come from
+    another kernel and differ in the last bit, and then nothing would attain it.
+    """
+    reduce, here = op.body[0], [axis.var for axis in op.axis]
+    inner, source = [axis.var for axis in reduce.axis], reduce.source[0]
+    shape, depth = [axis.dom.extent for axis in op.axis], [axis.dom.extent for axis in reduce.axis]
+    if not is_load(source):
+        point = [*here, *inner]
+        values = compute(shape + depth, lambda *i: substitute(source, dict(zip(point, i, strict=True))), f"{op.name}_values")
+        source = values(*point)
+
+    def over(kind: Callable[..., Expr], value: Callable[[dict[Any, Any]], Expr], name: str) -> te.Tensor:
+        axes = [te.reduce_axis((0, n), v.name) for v, n in zip(inner, depth, strict=True)]
+        new = {v: axis.var for v, axis in zip(inner, axes, strict=True)}
+        return compute(shape, lambda *i: kind(value(dict(zip(here, i, strict=True)) | new), axis=axes), name)
+
+    kind = te.max if isinstance(reduce.combiner.result[0], prim.Max) else te.min
+    top = over(kind, lambda m: substitute(source, m), f"{op.name}_again")
     one, zero = tirx.const(1, dtype), tirx.const(0, dtype)
-
-    def body(*i: Any) -> Expr:
-        here = dict(zip([axis.var for axis in op.axis], i, strict=True)) | inner
-        attained = tirx.EQ(substitute(reduce.source[0], here), op.output(0)(*i))
-        return te.sum(tirx.if_then_else(attained, one, zero), axis=axes)
-
-    return compute(shape, body, f"{op.name}_ties")
+    attained = tirx.EQ(source, top(*here))
+    ties = over(te.sum, lambda m: tirx.if_then_else(substitute(attained, m), one, zero), f"{op.name}_ties")
+    return attained, ties(*here)
 
 
 def _read_terms(op: te.ComputeOp, domain: Domain, read: _Read, notes: list[Note], limit: float) -> Iterable[Term]:

@@ -6,6 +6,7 @@ from tilegen import _tvm
 
 _tvm.ensure()
 
+from tilegen.expression.gather import ScatterSpec, gather, scatter_add  # noqa: E402 - TVM must be checked first
 from tilegen.expression.scalars import (  # noqa: E402 - TVM must be checked before it is imported
     absolute,
     all_of,
@@ -46,6 +47,7 @@ from tilegen.expression.stages import (  # noqa: E402
 
 __all__ = [
     "ScanSpec",
+    "ScatterSpec",
     "absolute",
     "all_of",
     "any_of",
@@ -58,6 +60,7 @@ __all__ = [
     "exp2",
     "floordiv",
     "floormod",
+    "gather",
     "gelu",
     "if_then_else",
     "log",
@@ -73,6 +76,7 @@ __all__ = [
     "reduce_sum",
     "rsqrt",
     "scan",
+    "scatter_add",
     "sigmoid",
     "silu",
     "softplus",
