@@ -127,7 +127,7 @@ def elementwise_attention(
     config = Config(order, causal, stabilise, c2, initial_state is not None, return_state, exact)
     tensors = {"q": q, "k": k, "v": v}
     if initial_state is not None:
-        tensors |= _fields(initial_state)
+        tensors |= _fields("initial_state", initial_state)
     y, *state = _call(config, tensors)
     return (y, ElementwiseAttentionState(*state)) if return_state else y
 
@@ -154,7 +154,7 @@ def elementwise_attention_step(
     -------
     y [B, C] in the dtype of q, and the new state; `state` itself is left as it was.
     """
-    fields = _fields(state)
+    fields = _fields("state", state)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor) or x.dim() != 2:
             what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
@@ -166,11 +166,11 @@ def elementwise_attention_step(
     return y.squeeze(1), ElementwiseAttentionState(*after)
 
 
-def _fields(state: ElementwiseAttentionState) -> dict[str, Tensor]:
+def _fields(name: str, state: ElementwiseAttentionState) -> dict[str, Tensor]:
     """The tensors of a state by argument name; any triple of tensors will do."""
     if not isinstance(state, tuple) or len(state) != 3:
         raise ArgumentError(
-            f"initial_state is a {type(state).__name__}, must be an ElementwiseAttentionState (A, B, m); make one with "
+            f"{name} is a {type(state).__name__}, must be an ElementwiseAttentionState (A, B, m); make one with "
             "elementwise_attention_init_state"
         )
     return dict(zip(("A", "B", "m"), state, strict=True))
