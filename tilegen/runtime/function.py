@@ -34,7 +34,7 @@ class Function:
         self.args: tuple[Argument, ...] = entry.args
         self.given, self.returned = entry.given, entry.returned
         self._static, self._device, self._foreign = static, device, foreign
-        self._plans: dict[Any, list[tuple[tuple[int, ...], str] | None]] = {}
+        self._plans: dict[Any, list[tuple[tuple[int, ...], str]]] = {}
         # Where each argument of the call comes from: the position among the given ones, or None for a new tensor.
         order = {arg.name: i for i, arg in enumerate(self.given)}
         self._sources = [order.get(arg.name) for arg in self.args]
@@ -109,8 +109,8 @@ class Function:
             self._plans[signature] = plan
         device = library.device(given[0])
         arguments = [
-            library.prepared(given[source]) if new is None else library.empty(*new, device)
-            for source, new in zip(self._sources, plan, strict=True)
+            library.empty(*form, device) if source is None else library.prepared(given[source])
+            for source, form in zip(self._sources, plan, strict=True)
         ]
         self.call([library.passed(x) for x in arguments])
         results = [arguments[i] for i in self._results]
@@ -120,8 +120,8 @@ class Function:
         text = [f"{arg.name}: {arg.dtype}[{', '.join(map(str, arg.shape))}]" for arg in self.given]
         return f"{self.name}({', '.join(text)}) -> {', '.join(arg.name for arg in self.returned)}"
 
-    def _plan(self, library: Library, given: Sequence[Any]) -> list[tuple[tuple[int, ...], str] | None]:
-        """Check everything; shape and dtype of each new tensor, None where a given one is passed."""
+    def _plan(self, library: Library, given: Sequence[Any]) -> list[tuple[tuple[int, ...], str]]:
+        """Check everything; shape and dtype of each argument of the call."""
         for arg, x in zip(self.given, given, strict=True):
             _, dtype, device = library.describe(x)
             if dtype != arg.dtype:
@@ -132,10 +132,7 @@ class Function:
                 where = f"{library.device(x)}, {self.given[0].name} is on {library.device(given[0])}"
                 raise ArgumentError(f"{arg.name} is on {where}; move all arguments to one device")
         sizes = self._solve([library.describe(x)[0] for x in given])
-        return [
-            (shape, arg.dtype) if source is None else None
-            for source, (arg, shape) in zip(self._sources, self.allocations(sizes), strict=True)
-        ]
+        return [(shape, arg.dtype) for arg, shape in self.allocations(sizes)]
 
     def _solve(self, actual: list[tuple[int, ...]]) -> dict[str, int]:
         return shapes.solve([(arg.name, arg.shape) for arg in self.given], actual, self._static)
