@@ -79,5 +79,5 @@ def wide_rule(sch: Any) -> None:
 
 def reference(inputs: dict[str, Any]) -> dict[str, Any]:
     """The same in float64."""
-    w = 1 / (1 + inputs["k"].astype(np.float64) ** 2)
-    return {"y": np.cumsum(w * inputs["v"].astype(np.float64), 1) / np.cumsum(w, 1)}
+    w = 1 / (1 + inputs["K"].astype(np.float64) ** 2)
+    return {"Y": np.cumsum(w * inputs["V"].astype(np.float64), 1) / np.cumsum(w, 1)}

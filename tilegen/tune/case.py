@@ -6,7 +6,7 @@ Files are plain bytes beside one JSON description, so that a process that measur
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -111,8 +111,3 @@ def normal_inputs(arguments: Sequence[Argument], seed: int) -> dict[str, Array]:
 def traffic(arguments: Sequence[Argument]) -> int:
     """Bytes when every argument is read or written once."""
     return sum(int(np.prod(a.shape, dtype=np.int64)) * dtype_of(a.dtype).itemsize for a in arguments)
-
-
-def as_float64(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Floating arrays in float64, others unchanged: what a reference is computed from."""
-    return {k: v if np.issubdtype(v.dtype, np.integer) else v.astype(np.float64) for k, v in arrays.items()}

@@ -8,6 +8,7 @@ sent to a worker that said it is ready, and one that cannot start is an error th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import selectors
 import subprocess
@@ -108,9 +109,13 @@ class Pool:
         BuildError
             When a worker cannot start; the message has the end of its standard error.
         """
-        waiting = deque(jobs)
+        source, waiting = iter(jobs), deque[Job]()
         try:
-            while waiting or any(w.job for w in self._workers):
+            while True:
+                # Jobs are made one step ahead of the workers, while these work on the ones before.
+                waiting.extend(itertools.islice(source, self.size - len(waiting)))
+                if not waiting and not any(w.job for w in self._workers):
+                    return
                 if time.monotonic() >= deadline:
                     return
                 self._assign(waiting)

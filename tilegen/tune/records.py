@@ -197,26 +197,25 @@ def best(records: list[Record], task: str) -> Record | None:
 
 @dataclass(frozen=True)
 class Host:
-    """A device's folder name taken apart: ``x86-64-znver4-2c`` is architecture, model and number of cores."""
+    """A device's folder name taken apart: ``x86_64-v4`` is an architecture and a model."""
 
     architecture: str
     model: str
-    units: int
 
     @classmethod
     def parse(cls, name: str) -> Host:
-        """Take `name` apart; a name of another form is an architecture of its own."""
-        units = re.search(r"-(\d+)c$", name)
-        stem = name[: units.start()] if units else name
-        known = re.match(r"(x86-64|aarch64|arm64|riscv64|ppc64le|cuda-sm_\w+?|rocm-gfx\w+?)(?:-(.+))?$", stem)
-        architecture, model = (known[1], known[2] or "") if known else (stem, "")
-        return cls(architecture, model, int(units[1]) if units else 0)
+        """Take `name` apart; the architecture of a GPU has two parts (``cuda-sm_90-h100``)."""
+        architecture, model = re.fullmatch(r"(cuda-[^-]+|rocm-[^-]+|[^-]*)(?:-(.*))?", name, re.DOTALL).groups("")  # type: ignore[union-attr]
+        return cls(architecture, model)
 
-    def distance(self, other: Host) -> tuple[bool, int] | None:
-        """How unlike two devices of one architecture are: first the model, then the number of cores; else None."""
+    def distance(self, other: Host) -> int | None:
+        """How unlike two devices of one architecture are: levels apart (``v4``, ``v3``), else 0 or 1; else None."""
         if self.architecture != other.architecture:
             return None
-        return self.model != other.model, abs(self.units - other.units)
+        levels = [re.fullmatch(r"v(\d+)", model) for model in (self.model, other.model)]
+        if all(levels):
+            return abs(int(levels[0][1]) - int(levels[1][1]))  # type: ignore[index]
+        return int(self.model != other.model)
 
 
 def neighbours(folder: Path, host: str) -> list[Path]:

@@ -1,0 +1,231 @@
+"""Building and measuring candidates in warm processes on this machine.
+
+Builds and measurements take turns: on a CPU a compiler running beside a kernel takes a core and memory bandwidth from it,
+and on two cores that is half of what is measured.  A device that is not the CPU measures while the next candidates are
+built (`overlap`).
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tilegen.tune.builder import SYMBOL, compile_to
+
+# isort: split
+import tvm
+
+from tilegen.build.host import cores
+from tilegen.errors import BuildError, ScheduleError
+from tilegen.tune.case import Case
+from tilegen.tune.engine import Candidate
+from tilegen.tune.gate import dtype_of, limit_for
+from tilegen.tune.journal import OK, Outcome
+from tilegen.tune.pool import Job, Pool, Reply
+from tilegen.tune.space import Decisions, Space, replay
+from tilegen.tune.task import Task
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where candidates run: the functions called in measuring processes, and whether building disturbs them."""
+
+    setup: str = "tilegen.tune.measure:setup"
+    measure: str = "tilegen.tune.measure:measure"
+    rank: str = "tilegen.tune.measure:rank"
+    outputs: str = "tilegen.tune.measure:outputs"
+    copy_bandwidth: str = "tilegen.tune.measure:copy_bandwidth"
+    overlap: bool = False
+
+
+BACKENDS = {"llvm": Backend()}
+"""By target kind.  Another device is another module with the same functions and an entry here."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds and counts of building and measuring.
+
+    `repeats` samples are taken of each candidate, `rounds` of each finalist.
+    """
+
+    build: float = 60.0
+    measure: float = 60.0
+    repeats: int = 7
+    rounds: int = 21
+
+
+class Workshop:
+    """The processes of one tuning call, shared by its tasks.  A context manager.
+
+    Attributes
+    ----------
+    builders, meter : the pools; `meter` has one process, so that nothing is measured beside anything else.
+    folder : for libraries and cases, removed at the end.
+    """
+
+    def __init__(
+        self, target: Any, *, backend: Backend | None = None, limits: Limits | None = None, jobs: int | None = None
+    ) -> None:
+        kind = str(target.kind.name)
+        self.target, self.backend, self.limits = target, backend or BACKENDS[kind], limits or Limits()
+        self.builders = Pool(jobs or cores(), ["tilegen.tune.builder:setup"])
+        self.meter = Pool(1, [self.backend.setup])
+        self._folder = tempfile.TemporaryDirectory(prefix="tilegen-tune-")
+        self.folder = Path(self._folder.name)
+        self._bandwidth: float | None = None
+
+    def __enter__(self) -> Workshop:
+        self.builders.start()
+        self.meter.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.builders.close()
+        self.meter.close()
+        self._folder.cleanup()
+
+    def call(self, function: str, **arguments: Any) -> Any:
+        """One call in the measuring process that must not fail."""
+        (reply,) = self.meter.run([Job(function, arguments, self.limits.measure)])
+        if reply.kind != OK:
+            raise BuildError(f"{function} failed in a measuring process ({reply.kind}): {reply.message}")
+        return reply.value
+
+    def bandwidth(self) -> float:
+        """Bytes per second of copying memory on this machine, measured once."""
+        if self._bandwidth is None:
+            self._bandwidth = float(self.call(self.backend.copy_bandwidth))
+        return self._bandwidth
+
+
+def make_case(task: Task, sizes: dict[str, int], seed: int, folder: Path, workshop: Workshop) -> Case:
+    """Inputs, float64 references and limits of a task at `sizes`, saved in `folder`.
+
+    The limits come from running the unscheduled kernel, in a measuring process like any other.
+    """
+    arguments = task.arguments(sizes)
+    inputs = task.inputs(arguments, seed)
+    expected = task.reference(inputs)
+    references = {a.name: np.asarray(expected[a.name], np.float64) for a in arguments if a.output}
+    for a in arguments:
+        if a.output and references[a.name].shape != a.shape:
+            raise ScheduleError(
+                f"the reference of {task.name} gives {a.name} the shape {list(references[a.name].shape)}, must be {list(a.shape)}"
+            )
+    case = Case(arguments, inputs, references, {})
+    case.save(folder / "unlimited")
+    library = folder / "plain.so"
+    compile_to(task.mod if task.symbolic is None else task.symbolic, workshop.target, library)
+    workshop.call(workshop.backend.outputs, library=str(library), symbol=SYMBOL, case=str(folder / "unlimited"), into=str(folder))
+    for a in arguments:
+        if a.output:
+            plain = np.fromfile(folder / f"{a.name}.plain", dtype_of(a.dtype)).reshape(a.shape)
+            case.limits[a.name] = limit_for(plain, references[a.name], a.dtype)
+    case.save(folder / "case")
+    return case
+
+
+class LocalEvaluator:
+    """Builds, gates and measures the candidates of one task."""
+
+    def __init__(self, task: Task, space: Space, workshop: Workshop, *, seed: int = 0) -> None:
+        self.task, self.space, self.workshop = task, space, workshop
+        self.folder = Path(tempfile.mkdtemp(dir=workshop.folder))
+        self.best = float("inf")
+        self.libraries: dict[Decisions, str] = {}
+        shapes = {"tuned": task.sizes} | ({"ragged": task.ragged} if task.symbolic is not None else {})
+        self.cases = {name: make_case(task, sizes, seed, self.folder / name, workshop) for name, sizes in shapes.items()}
+        self._target = str(workshop.target)
+
+    def evaluate(self, batch: Sequence[Candidate], deadline: float) -> Iterator[tuple[Candidate, Outcome]]:
+        """Yield each candidate with its outcome; what `deadline` cuts off is not reported."""
+        if self.workshop.backend.overlap:
+            for reply in self.workshop.builders.run(self._build_jobs(batch), deadline):
+                yield from self._after_build(reply, deadline)
+            return
+        built = []
+        for reply in self.workshop.builders.run(self._build_jobs(batch), deadline):
+            built.append(reply)
+        for reply in built:
+            yield from self._after_build(reply, deadline)
+
+    def rank(self, points: Sequence[Decisions], seconds: float) -> list[list[float]]:
+        """Samples of several points, taken in turns; a point that is not built yet is built."""
+        missing = [Candidate(p) for p in points if p not in self.libraries]
+        for reply in self.workshop.builders.run(self._build_jobs(missing)):
+            if reply.kind != OK:
+                raise BuildError(f"{self.task.name}: a finalist did not build again ({reply.kind}): {reply.message}")
+            self.libraries[reply.job.tag.decisions] = reply.job.arguments["out"]
+        samples: list[list[float]] = self.workshop.call(
+            self.workshop.backend.rank,
+            libraries=[self.libraries[p] for p in points],
+            symbol=SYMBOL,
+            timed=self._case("tuned"),
+            rounds=self.workshop.limits.rounds,
+            seconds=seconds,
+        )
+        return samples
+
+    def _build_jobs(self, batch: Sequence[Candidate]) -> Iterator[Job]:
+        base = self.task.mod if self.task.symbolic is None else self.task.symbolic
+        for candidate in batch:
+            # Made here, one after the other, while the workers compile those before.
+            module = tvm.ir.save_json(replay(self.space.trace(candidate.decisions), base).mod)
+            out = str(self.folder / ("-".join(map(str, candidate.decisions)) or "only")) + ".so"
+            yield Job(
+                self.task.build, {"module": module, "target": self._target, "out": out}, self.workshop.limits.build, candidate
+            )
+
+    def _after_build(self, reply: Reply, deadline: float) -> Iterator[tuple[Candidate, Outcome]]:
+        candidate: Candidate = reply.job.tag
+        if reply.kind != OK:
+            kind = "build" if reply.kind == "error" else reply.kind
+            yield candidate, Outcome(kind, message=f"while building: {reply.message}")
+            return
+        self.libraries[candidate.decisions] = reply.job.arguments["out"]
+        job = Job(
+            self.workshop.backend.measure,
+            {
+                "library": reply.job.arguments["out"],
+                "symbol": SYMBOL,
+                "timed": self._case("tuned"),
+                "checked": [self._case(name) for name in self.cases],
+                "repeats": self.workshop.limits.repeats,
+                "hurry": self.best if np.isfinite(self.best) else None,
+            },
+            self.workshop.limits.measure,
+        )
+        for measured in self.workshop.meter.run([job], deadline):
+            outcome = self._outcome(measured)
+            if not outcome.ok:
+                # It may have written anywhere in that process.
+                self.workshop.meter.discard()
+            self.best = min(self.best, outcome.seconds)
+            yield candidate, outcome
+
+    def _outcome(self, reply: Reply) -> Outcome:
+        if reply.kind != OK:
+            kind = "crash" if reply.kind == "error" else reply.kind
+            return Outcome(kind, message=f"while measuring: {reply.message}")
+        if reply.value["kind"] != OK:
+            return Outcome(reply.value["kind"], message=reply.value["message"])
+        return Outcome(OK, *summary(reply.value["samples"]))
+
+    def _case(self, name: str) -> str:
+        return str(self.folder / name / "case")
+
+
+def summary(samples: Sequence[float]) -> tuple[float, float]:
+    """Median and distance between the quartiles, in the unit of the samples."""
+    if len(samples) < 2:
+        return float(samples[0]), 0.0
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return middle, high - low
