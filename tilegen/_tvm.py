@@ -16,7 +16,7 @@ from importlib import metadata
 
 from tilegen.errors import VersionError
 
-# (package, lowest release, release that is too new, why). 
+# (package, lowest release, release that is too new, why).
 REQUIRED = (
     ("apache-tvm", (0, 27), (0, 28), "tilegen is written for the tensor IR of TVM 0.27"),
     ("apache-tvm-ffi", (0, 1, 14), (0, 1, 15), "0.1.15 crashes on every serialisation of IR, older ones lack functions"),

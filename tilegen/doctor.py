@@ -115,7 +115,9 @@ def devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         driver = Path("/proc/driver/nvidia/version").exists()
         remedy = "this torch was built without CUDA or cannot reach the driver; install the torch wheel for your CUDA version"
-        yield Finding(section, "cuda", "a driver is loaded, torch sees no device" if driver else "none", *_unless(not driver, remedy))
+        yield Finding(
+            section, "cuda", "a driver is loaded, torch sees no device" if driver else "none", *_unless(not driver, remedy)
+        )
 
 
 def targets() -> Iterator[Finding]:
@@ -137,7 +139,9 @@ def folders() -> Iterator[Finding]:
     shipped = settings.shipped_log_dir()
     yield Finding(section, "shipped logs", f"{shipped} ({sum(1 for _ in shipped.glob('*/*.jsonl'))} logs)")
     free = shutil.disk_usage(_existing(settings.cache_dir())).free
-    yield Finding(section, "free disk", f"{free / 2**30:.1f} GiB", *_unless(free > ENOUGH_DISK, f"free some space, or {_move('cache')}"))
+    yield Finding(
+        section, "free disk", f"{free / 2**30:.1f} GiB", *_unless(free > ENOUGH_DISK, f"free some space, or {_move('cache')}")
+    )
 
 
 def tools() -> Iterator[Finding]:

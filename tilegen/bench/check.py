@@ -63,8 +63,8 @@ def require(verdicts: Sequence[Verdict]) -> None:
     for v in verdicts:
         if not v.passed:
             raise ToleranceError(
-                f"{v.name} is {v.error:.3g} from the float64 reference, allowed are {v.allowed:.3g}; no timing is given for wrong "
-                "numbers: please report it with the output of `tilegen doctor`"
+                f"{v.name} is {v.error:.3g} from the float64 reference, allowed are {v.allowed:.3g}; no timing is given for "
+                "wrong numbers: please report it with the output of `tilegen doctor`"
             )
 
 

@@ -72,8 +72,16 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
                 panel.fill_between(lengths, [t.low * 1e3 for t in times], [t.high * 1e3 for t in times], color=colour, alpha=0.15)
             floor = sorted((row.sizes["T"], row.work.elements * row.itemsize / row.copy_bandwidth * 1e3) for row in shown)
             panel.plot(*zip(*dict.fromkeys(floor), strict=True), color="black", linestyle=":", label="memory floor")
-            panel.set(xscale="log", yscale="log", xlabel="T", ylabel="ms", title=" ".join([direction, *(f"{k}={v}" for k, v in options)]))
-            panel.set_xticks(sorted({row.sizes["T"] for row in shown}), labels=[str(t) for t in sorted({row.sizes["T"] for row in shown})])
+            panel.set(
+                xscale="log",
+                yscale="log",
+                xlabel="T",
+                ylabel="ms",
+                title=" ".join([direction, *(f"{k}={v}" for k, v in options)]),
+            )
+            panel.set_xticks(
+                sorted({row.sizes["T"] for row in shown}), labels=[str(t) for t in sorted({row.sizes["T"] for row in shown})]
+            )
             panel.minorticks_off()
             panel.legend()
     figure.suptitle(title)

@@ -8,17 +8,21 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
-from tvm import s_tir
+from tilegen import _tvm
 
-from tilegen.build.target import BuildTarget
-from tilegen.errors import ScheduleError
-from tilegen.mechanism import Instance
-from tilegen.plan import fastmath
-from tilegen.plan.plan import FunctionPlan
-from tilegen.schedules.registry import rule_for
-from tilegen.schedules.rule import Fixed, View
-from tilegen.tune.records import RecordKey, lookup
+_tvm.ensure()
+
+import tvm  # noqa: E402
+from tvm import s_tir  # noqa: E402
+
+from tilegen.build.target import BuildTarget  # noqa: E402
+from tilegen.errors import ScheduleError  # noqa: E402
+from tilegen.mechanism import Instance  # noqa: E402
+from tilegen.plan import fastmath  # noqa: E402
+from tilegen.plan.plan import FunctionPlan  # noqa: E402
+from tilegen.schedules.registry import rule_for  # noqa: E402
+from tilegen.schedules.rule import Fixed, View  # noqa: E402
+from tilegen.tune.records import RecordKey, lookup  # noqa: E402
 
 MATH = {"llvm": fastmath.vectorisable}
 

@@ -16,7 +16,9 @@ from tilegen.errors import ArgumentError
 def command(
     op: Op,
     set_: Set = None,
-    shape: Annotated[str | None, typer.Option("--sizes", metavar="B=4,T=2048", help="Sizes that differ from the usual ones.")] = None,
+    shape: Annotated[
+        str | None, typer.Option("--sizes", metavar="B=4,T=2048", help="Sizes that differ from the usual ones.")
+    ] = None,
     lengths: Annotated[str | None, typer.Option(metavar="T,T,...", help="Measure at each of these T.")] = None,
     dtype: Dtype = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:index].")] = "auto",
@@ -24,7 +26,9 @@ def command(
     forward_only: Annotated[bool, typer.Option("--forward-only", help="Leave the backward pass out.")] = False,
     eager: Annotated[bool, typer.Option(help="Measure PyTorch without torch.compile too.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document, in SI units.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture over T, at the usual lengths if --lengths is not given.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a picture over T, at the usual lengths if --lengths is not given.")
+    ] = None,
 ) -> None:
     """Measure an operator in turns with torch.compile and torch eager; results are checked before they are timed."""
     import torch
@@ -58,8 +62,8 @@ def command(
         for table in show.tables(rows):
             out.print(table, "")
         out.print(
-            f"{escape(where['device'])}, {where['threads']} threads, copy {rows[0].copy_bandwidth / 1e9:.1f} GB/s, {where['date']}; "
-            "speed-up over torch.compile, medians; GB/s and GFLOP/s count the least that has to be moved and computed"
+            f"{escape(where['device'])}, {where['threads']} threads, copy {rows[0].copy_bandwidth / 1e9:.1f} GB/s, "
+            f"{where['date']}; speed-up over torch.compile, medians; GB/s and GFLOP/s count the least that has to be moved and computed"
         )
     if plot is not None:
         show.plot(rows, plot, f"{op}, {dtype}, {where['device']}, {where['threads']} threads")

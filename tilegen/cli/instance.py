@@ -14,7 +14,8 @@ from tilegen.mechanism import ACC, Instance, Mechanism
 
 Op = Annotated[str, typer.Argument(metavar="OP", help="Name of the operator, see `tilegen list`.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE", help="An option or a static size, e.g. -s order=2 -s C=128.")
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="NAME=VALUE", help="An option or a static size, e.g. -s order=2 -s C=128."),
 ]
 Dtype = Annotated[str, typer.Option(help="Dtype of the arguments: float32, float64, bfloat16 or float16.")]
 

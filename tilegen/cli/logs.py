@@ -45,7 +45,9 @@ def verify(where: Where = None, json: Annotated[bool, typer.Option("--json", hel
 @app.command()
 def merge(
     sources: Annotated[list[Path], typer.Argument(help="Logs or folders of logs to read.")],
-    into: Annotated[Path | None, typer.Option("--into", help="Folder to add to; default: this user's.", show_default=False)] = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", help="Folder to add to; default: this user's.", show_default=False)
+    ] = None,
 ) -> None:
     """Add the records of other logs; a record goes to the log of its own device and operator."""
     from tilegen.tune import logs

@@ -13,13 +13,13 @@ from tilegen.plan.plan import FunctionPlan, PlanArg
 def plan_text(function: FunctionPlan, balance: Balance | None = None) -> str:
     """Arguments by role, then the kernels in the order in which they run; costs are estimates at guessed symbolic sizes."""
     balance = balance or Balance()
-    lines = [f"{function.name}:"]
+    lines = []
     for role in dict.fromkeys(arg.role for arg in function.args):
         same = [_argument(arg) for arg in function.args if arg.role == role]
-        lines.append(f"  {role:<12}{', '.join(same)}")
+        lines.append(f"{role:<12}{', '.join(same)}")
     costs = function.costs()
     for kernel, cost in zip(function.kernels, costs, strict=True):
-        lines += [f"  {line}" for line in _kernel(kernel, cost, balance, function)]
+        lines += _kernel(kernel, cost, balance, function)
     return "\n".join(lines)
 
 
