@@ -37,6 +37,8 @@ def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, **state: Te
     q, k, v = (as_acc(x, dims.acc) for x in (q, k, v))
     if config.exact:
         return (exact(config, dims, q, k, v),)
+    if state and not config.stabilise:
+        state = unshifted(**state)
     k2 = compute(k.shape, lambda b, i, c: k[b, i, c] * k[b, i, c], name="k2")
     powers = [None, k]  # k^n; k^0 = 1 is never multiplied
     for n in range(2, config.order + 1):
@@ -56,6 +58,12 @@ def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, **state: Te
     ends = [[last(x, f"{x.op.name}_end") for x in sums] for sums in (A, B)]
     m_end = last(m, "m_end") if m is not None else compute((dims.B, dims.C), lambda b, c: const(0, dims.acc), name="m_end")
     return (y, *(stack(dims, xs, name) for xs, name in zip(ends, ("A_end", "B_end"), strict=True)), m_end)
+
+
+def unshifted(A: Tensor, B: Tensor, m: Tensor) -> dict[str, Tensor]:
+    """A state with its moments as they are without stabilisation: sums of exp(-k_j^2) k_j^n."""
+    pairs = {"A": A, "B": B}.items()
+    return {name: compute(x.shape, lambda b, c, n: x[b, c, n] * exp(-m[b, c]), name=f"{name}_plain") for name, x in pairs}
 
 
 def weights_causal(config: Any, k2: Tensor, m0: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
