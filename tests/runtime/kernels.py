@@ -9,8 +9,8 @@ from tilegen import _tvm
 from tilegen.bundle import Argument, EntryPoint, Manifest, machine, pack
 
 
-def build(folder: Path, *, dtype: str = "float32", parallel: bool = True, mcpu: str | None = None) -> Manifest:
-    """Write a sealed bundle of forward, backward and step into `folder`."""
+def build(folder: Path, *, dtype: str = "float32", parallel: bool = True, plus: int = 1) -> Manifest:
+    """Write a sealed bundle of forward, backward and step into `folder`: out = x * w + plus."""
     _tvm.ensure()
     import tvm
     import tvm_ffi
@@ -22,7 +22,7 @@ def build(folder: Path, *, dtype: str = "float32", parallel: bool = True, mcpu: 
     B, T = tirx.Var("B", "int32"), tirx.Var("T", "int32")
     x, w, g = te.placeholder((B, T, 16), dtype, "x"), te.placeholder((16,), dtype, "w"), te.placeholder((B, T, 16), dtype, "g")
     product = te.compute(x.shape, lambda b, t, c: x[b, t, c] * w[c], "product")
-    out = te.compute(x.shape, lambda b, t, c: product[b, t, c] + tirx.const(1, dtype), "out")
+    out = te.compute(x.shape, lambda b, t, c: product[b, t, c] + tirx.const(plus, dtype), "out")
     grad = te.compute(x.shape, lambda b, t, c: g[b, t, c] * w[c], "grad")
 
     def scheduled(symbol: str, *tensors: te.Tensor) -> tirx.PrimFunc:
@@ -42,7 +42,7 @@ def build(folder: Path, *, dtype: str = "float32", parallel: bool = True, mcpu: 
             "scale_backward": scheduled("scale_backward", w, g, grad),
         }
     )
-    mcpu = mcpu or codegen.llvm_get_system_cpu()
+    mcpu = codegen.llvm_get_system_cpu()
     target = Target({"kind": "llvm", "mcpu": mcpu})
     folder.mkdir(parents=True, exist_ok=True)
     link(tvm.compile(module, target=target), folder / "lib.so")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.runtime import kernels
 from tilegen import bundle
 from tilegen.bundle import Manifest, machine
 from tilegen.errors import ArgumentError, BundleError, TargetError
@@ -227,6 +228,15 @@ def test_nothing_stays_unpacked(archive: Path, tmp_path: Path, monkeypatch: pyte
     scale = load(archive)
     assert list(tmp_path.iterdir()) == []
     np.testing.assert_allclose(scale.forward(np.ones((1, 1, 16), np.float32), np.ones(16, np.float32)), 2)
+
+
+def test_a_folder_that_was_built_again_loads_the_new_library(tmp_path: Path) -> None:
+    x, w = np.ones((1, 1, 16), np.float32), np.ones(16, np.float32)
+    results = []
+    for plus in (1, 2, 1):
+        kernels.build(tmp_path / "scale", plus=plus)
+        results.append(load(tmp_path / "scale").forward(x, w)[0, 0, 0])
+    assert results == [2, 3, 2]
 
 
 def test_a_library_that_does_not_load(copy: Path) -> None:

@@ -57,7 +57,7 @@ def load(manifest: Manifest, files: Mapping[str, bytes], folder: Path | None) ->
     """
     ffi = _tvm_ffi()
     with contextlib.ExitStack() as stack:
-        if folder is None:
+        if folder is None or _mapped_otherwise(folder / manifest.library, manifest.files[manifest.library]):
             folder = stack.enter_context(_unpacked(files))
         if needs_runtime(files[manifest.library]):
             _load_runtime(ffi, folder / RUNTIME if RUNTIME in files else None)
@@ -65,6 +65,14 @@ def load(manifest: Manifest, files: Mapping[str, bytes], folder: Path | None) ->
             return ffi.load_module(str(folder / manifest.library))
         except Exception as error:  # tvm-ffi raises RuntimeError with the loader's words in it
             raise BundleError(f"{manifest.library} does not load: {_last_line(error)}") from None
+
+
+_mapped: dict[Path, str] = {}
+
+
+def _mapped_otherwise(path: Path, checksum: str) -> bool:
+    """Whether this process has mapped another library under this name: the loader would return that one again."""
+    return _mapped.setdefault(path.resolve(), checksum) != checksum
 
 
 @contextlib.contextmanager
