@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from tilegen.autodiff.ranges import Opaque, analyzer, conjuncts, holds
+from tilegen.autodiff.ranges import Opaque, analyzer, assume_sizes, conjuncts, holds
 from tilegen.expression.printer import text
 from tilegen.expression.walkers import Expr, call_name, children, is_load, load_indices, load_tensor, prim, topological
 
@@ -48,6 +48,7 @@ def _stage(op: te.ComputeOp) -> list[Unproved]:
 
         def visit(expr: Expr, conditions: Sequence[Expr]) -> None:
             if is_load(expr):
+                assume_sizes(ana, load_tensor(expr).shape)
                 for i, n in zip(load_indices(expr), load_tensor(expr).shape, strict=True):
                     visit(i, conditions)
                     index = opaque(i)

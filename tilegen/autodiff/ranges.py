@@ -37,10 +37,16 @@ def analyzer(domain: Iterable[tuple[Any, Expr]]) -> sym.Analyzer:
 
 def bind(ana: sym.Analyzer, variable: Any, extent: Expr) -> None:
     """Tell `ana` that 0 <= variable < extent, and that every size in `extent` is at least one."""
-    for size in variables(extent):
-        if not ana.const_int_bound_is_bound(size):
-            ana.bind(size, ir.Range.from_min_extent(1, tirx.const(LARGEST_SIZE, dtype_of(size))))
+    assume_sizes(ana, [extent])
     ana.bind(variable, ir.Range(0, extent))
+
+
+def assume_sizes(ana: sym.Analyzer, extents: Iterable[Expr]) -> None:
+    """Tell `ana` that every size in `extents` is at least one."""
+    for extent in extents:
+        for size in variables(extent):
+            if not ana.const_int_bound_is_bound(size):
+                ana.bind(size, ir.Range.from_min_extent(1, tirx.const(LARGEST_SIZE, dtype_of(size))))
 
 
 def holds(ana: sym.Analyzer, claims: Sequence[Expr], conditions: Sequence[Expr]) -> bool:

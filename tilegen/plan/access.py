@@ -89,40 +89,62 @@ def anchors_below(tensor: te.Tensor, ready: Collection[te.Tensor]) -> set[te.Ten
 
 
 def fusible(tensor: te.Tensor, kernel: Kernel, ready: Collection[te.Tensor], *, final: bool = False) -> bool:
-    """Whether `kernel` can compute `tensor` at each of its points (after the walk: `final`) from what it holds on chip.
+    """Whether `kernel` can compute `tensor` at each of its points (after its last step: `final`) from what it holds on chip.
 
-    Anchors of the kernel must be read at the point itself or one step before (`final`: at the last step); anchors of
-    other kernels count as being in memory.
+    Anchors of the kernel must be read at the point itself or one step before (`final`: where they end); anchors of other
+    kernels count as being in memory.
     """
+    return _visit(tensor, kernel, ready, final) is not None
+
+
+def latched(tensor: te.Tensor, kernel: Kernel, ready: Collection[te.Tensor]) -> list[te.Tensor]:
+    """The stages whose value at the last step a final stage `tensor` reads and that the states alone do not tell."""
+    return _visit(tensor, kernel, ready, True) or []
+
+
+def _visit(tensor: te.Tensor, kernel: Kernel, ready: Collection[te.Tensor], final: bool) -> list[te.Tensor] | None:
+    """The latched stages that computing `tensor` needs, or None when the kernel cannot compute it."""
     point = Point(kernel)
+    walk = kernel.pattern == "walk"
+    over_space = final or stages.kind(tensor) == "reduce"
+    if not stages.same_extents(list(tensor.shape), list(kernel.space if over_space else kernel.domain())):
+        return None
     own = set(kernel.anchors)
-    if final or (stages.kind(tensor) == "reduce"):
-        start = point.space
-        extents = kernel.space
-    else:
-        start, extents = point.full(), kernel.domain()
-    if not stages.same_extents(list(tensor.shape), list(extents)):
-        return False
-    if final:
-        allowed = [point.last()] if kernel.pattern == "walk" else []
-    else:
-        allowed = [point.full(), point.shifted(-1)] if kernel.pattern == "walk" else []
     seen: set[str] = set()
+    latches: list[te.Tensor] = []
+
+    def at_end(current: te.Tensor, indices: list[Any]) -> bool | None:
+        """Whether a stage of a finished walk can be had; None when that depends on what it reads."""
+        if walk and current not in ready and len(current.shape) == len(kernel.space) + 1 and matches(indices, point.last()):
+            if current in own and stages.kind(current) == "scan" and not scan_spec(current.op).exclusive:
+                return True
+            if (current in own and stages.kind(current) == "scan") or _visit(current, kernel, ready, False) is not None:
+                latches.append(current)
+                return True
+        if current in own:
+            return stages.kind(current) == "reduce" and matches(indices, point.space)
+        return None
+
+    def at_step(current: te.Tensor, indices: list[Any]) -> bool | None:
+        if current not in own:
+            return None
+        if stages.kind(current) == "reduce" or not walk:
+            return False
+        steps = [point.full()] if scan_spec(current.op).exclusive else [point.full(), point.shifted(-1)]
+        return any(matches(indices, step) for step in steps)
 
     def visit(current: te.Tensor, indices: list[Any]) -> bool:
-        key = f"{current.op.name} {hash(current)} {indices}"
+        key = f"{hash(current)} {indices}"
         if key in seen or current in ready:
             return True
         seen.add(key)
-        if current in own and not (current is tensor or current.same_as(tensor)):
-            if stages.kind(current) == "reduce":
-                return final and matches(indices, point.space)
-            if scan_spec(current.op).exclusive:
-                return not final and matches(indices, allowed[0])
-            return any(matches(indices, want) for want in allowed)
-        if stages.is_anchor(current) and not current.same_as(tensor):
-            return True
-        step = point.step if stages.kind(current) == "reduce" and kernel.pattern == "walk" else None
+        if current is not tensor:
+            known = (at_end if final else at_step)(current, indices)
+            if known is not None:
+                return known
+            if stages.is_anchor(current):
+                return True
+        step = point.step if walk and stages.kind(current) == "reduce" else None
         return all(visit(source, at) for source, at in stage_reads(current, indices, step))
 
-    return visit(tensor, list(start))
+    return latches if visit(tensor, list(point.space if over_space else point.full())) else None

@@ -23,6 +23,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from tilegen.errors import PlanError
+from tilegen.expression.walkers import WIDE, prim
 from tilegen.plan import stages
 from tilegen.plan.evaluate import Evaluator, MathRule, identity
 from tilegen.plan.kernel import Kernel
@@ -77,7 +78,10 @@ def _local(name: str, shape: Sequence[Any], dtype: str) -> Any:
 def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
     space, rank = kernel.space, len(kernel.space)
     state = {a: _local(f"{kernel.name}_state{k}", space, str(a.dtype)) for k, a in enumerate(kernel.anchors)}
-    out = {e: _local(f"{kernel.name}_out{k}", space, str(e.dtype)) for k, e in enumerate(kernel.emits)}
+    # Emitted values wait in the wide dtype: TVM miscompiles local buffers of bfloat16 on CPUs.
+    out = {e: _local(f"{kernel.name}_out{k}", space, wide(e)) for k, e in enumerate(kernel.emits)}
+    latches = {t: out[t] if t in out else _local(f"{kernel.name}_last{k}", space, wide(t)) for k, t in enumerate(kernel.latches)}
+    kept = {**out, **latches}
     extents = [*space, kernel.extent]
 
     def at_time(step: Any) -> Any:
@@ -94,31 +98,43 @@ def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
                 first = Evaluator(kernel, buffers, math, point, None, {})
                 for anchor, buffer in state.items():
                     _store(buffer, first.start(anchor), point)
-                for emitted, buffer in out.items():
-                    _store(buffer, tirx.const(0, str(emitted.dtype)), point)
+                for buffer in kept.values():
+                    _store(buffer, tirx.const(0, str(buffer.dtype)), point)
             values.open_states()
             stores = [(buffer, values.advance(anchor)) for anchor, buffer in state.items()]
-            stores += [(buffer, values.at_point(emitted)) for emitted, buffer in out.items()]
+            stores += [(buffer, widened(values.at_point(emitted), str(buffer.dtype))) for emitted, buffer in kept.items()]
             for buffer, value in stores:
                 _store(buffer, value, point)
         if out:
             with T.sblock(f"{kernel.name}_emit"):
                 *point, step = _axes(extents, loops, "S" * (rank + 1))
                 for emitted, buffer in out.items():
-                    _store(buffers[emitted], buffer[tuple(point)], full(point, step))
+                    _store(buffers[emitted], buffer[tuple(point)].astype(str(emitted.dtype)), full(point, step))
 
     _loops(kernel, extents, nest)
     if kernel.finals:
-        _finals(kernel, buffers, math, state)
+        _finals(kernel, buffers, math, state, latches)
 
 
-def _finals(kernel: Kernel, buffers: Buffers, math: MathRule, state: Buffers) -> None:
+def wide(tensor: te.Tensor) -> str:
+    """The dtype in which a value waits on chip."""
+    return WIDE.get(str(tensor.dtype), str(tensor.dtype))
+
+
+def widened(value: Any, dtype: str) -> Any:
+    """`value` in a wider dtype; a rounding that this would undo is left out."""
+    if isinstance(value, prim.Cast) and str(value.value.ty.dtype) == dtype:
+        return value.value
+    return value.astype(dtype)
+
+
+def _finals(kernel: Kernel, buffers: Buffers, math: MathRule, state: Buffers, latches: Buffers) -> None:
     def nest(loops: list[Any]) -> None:
         with T.sblock(f"{kernel.name}_end"):
             point = _axes(kernel.space, loops, "S" * len(kernel.space))
             values = Evaluator(kernel, buffers, math, point, None, state)
             values.open_states()
-            stores = [(buffers[final], values.at_end(final)) for final in kernel.finals]
+            stores = [(buffers[final], values.at_end(final, latches)) for final in kernel.finals]
             for buffer, value in stores:
                 _store(buffer, value, point)
 
@@ -165,4 +181,4 @@ def _reduce(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
     if not direct:
         if kernel.emits:
             raise PlanError(f"kernel '{kernel.name}': a reduction cannot write inside its loops")
-        _finals(kernel, buffers, math, state)
+        _finals(kernel, buffers, math, state, {})

@@ -18,6 +18,7 @@ from tilegen.expression import scalars
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import WIDE, call_name, const_int, find, is_load, load_indices, load_tensor, prim, rewrite, substitute
 from tilegen.plan import stages
+from tilegen.plan.keep import keep
 from tilegen.plan.kernel import Kernel
 
 MathRule = Callable[[Any, Callable[[str, Any], Any]], Any]
@@ -60,8 +61,10 @@ class Evaluator:
         self.full = self.point if step is None else [*self.point[:at], step, *self.point[at:]]
         self.previous: dict[te.Tensor, Any] = {}
         self.current: dict[te.Tensor, Any] = {}
-        self.bound: dict[te.Tensor, Any] = {}
+        self.bound: dict[tuple[te.Tensor, str], Any] = {}
+        self.latches: Mapping[te.Tensor, Any] = {}
         self.ending = False
+        self.written = set(kernel.writes())  # being written here, so not yet to be read
 
     # ---------------------------------------------------------------- entry points
 
@@ -110,9 +113,9 @@ class Evaluator:
             return self.element(tensor, self.full)
         return self._stage(tensor, self.full)
 
-    def at_end(self, tensor: te.Tensor) -> Any:
-        """The value of a stage of shape `space` after the last step."""
-        self.ending = True
+    def at_end(self, tensor: te.Tensor, latches: Mapping[te.Tensor, Any]) -> Any:
+        """The value of a stage of shape `space` after the last step; `latches` hold what the last step left."""
+        self.ending, self.latches = True, latches
         if tensor in self.state:
             return self.previous[tensor]
         return self._stage(tensor, self.point)
@@ -121,9 +124,11 @@ class Evaluator:
 
     def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
         """One element of any tensor."""
+        if self.ending and tensor in self.latches and len(indices) > len(self.point):
+            return self.latches[tensor][tuple(self.point)]
         if tensor in self.state:
             return self._own(tensor, list(indices))
-        if tensor in self.buffers:
+        if tensor in self.buffers and tensor not in self.written:
             return self.buffers[tensor][tuple(indices)]
         if stages.kind(tensor) != "map":
             raise PlanError(f"kernel '{self.kernel.name}' needs stage '{tensor.op.name}', which no kernel before it writes")
@@ -140,12 +145,12 @@ class Evaluator:
 
     def _stage(self, tensor: te.Tensor, indices: list[Any]) -> Any:
         """A map stage: bound once where it is read at the point, substituted elsewhere."""
-        here = self._here(indices)
-        if here and tensor in self.bound:
-            return self.bound[tensor]
+        here, key = self._here(indices), (tensor, str(indices))
+        if here and key in self.bound:
+            return self.bound[key]
         value = self._resolve(substitute(stages.body(tensor), dict(zip(stages.axes(tensor), indices, strict=True))))
         if here:
-            value = self.bound[tensor] = self._bind(tensor.op.name, self.math(value))
+            value = self.bound[key] = self._bind(tensor.op.name, self.math(value))
         return value
 
     def _resolve(self, expr: Any) -> Any:
@@ -163,28 +168,40 @@ class Evaluator:
     def _same(self, a: Sequence[Any], b: Sequence[Any]) -> bool:
         return len(a) == len(b) and all(stages.equal(x, y) for x, y in zip(a, b, strict=True))
 
-    def _here(self, indices: Sequence[Any]) -> bool:
-        """Whether an element can be bound outside all guards: its indices are the point's own, in order, and constants."""
-        rest = iter([*self.full])
+    def _here(self, indices: Sequence[Any]) -> tuple[Any, ...] | None:
+        """Which of the point's own indices, in order, and which constants an element is at; None if it is elsewhere.
+
+        Only such an element can be bound outside all guards.
+        """
+        found: list[Any] = []
+        rest = iter(enumerate(self.full))
         for index in indices:
-            if const_int(index) is not None:
-                continue
-            if not any(stages.equal(index, own) for own in rest):
-                return False
-        return True
+            at = f"={const_int(index)}" if const_int(index) is not None else None
+            if at is None:
+                at = next((k for k, own in rest if stages.equal(index, own)), None)
+            if at is None:
+                return None
+            found.append(at)
+        return tuple(found)
 
     def _bind(self, name: str, value: Any) -> Any:
         # TVM's legalisation of narrow floats retypes the value of a binding but not its variable.
         if isinstance(value, ir.Var) or str(value.ty.dtype) in WIDE:
             return value
-        var = T.Bind(value)
+        var = T.Bind(keep(value))
         IRBuilder.name(name.replace(".", "_"), var)
         return var
 
 
 def plain_cast(cast: Any) -> Any:
-    """Casts to the same dtype vanish."""
-    return cast.value if str(cast.value.ty.dtype) == str(cast.ty.dtype) else cast
+    """Casts to the same dtype vanish; a widened bfloat16 is its bits shifted up (TVM forgets to legalise this in a binding)."""
+    before, after = str(cast.value.ty.dtype), str(cast.ty.dtype)
+    if before == after:
+        return cast.value
+    if before == "bfloat16":
+        wide = tirx.reinterpret("float32", tirx.reinterpret("uint16", cast.value).astype("uint32") << tirx.const(16, "uint32"))
+        return wide if after == "float32" else wide.astype(after)
+    return cast
 
 
 def selects(expr: Any, point: Sequence[Any]) -> Any:

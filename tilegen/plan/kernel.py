@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ class Kernel:
     position : index of the walked axis in the scanned tensors.
     anchors : the reductions and scans computed here.
     emits : stages written at every point; finals : stages of shape `space` written after a walk or reduction.
+    latches : stages of a walk whose value at the last step a final stage reads.
     """
 
     pattern: Pattern
@@ -37,6 +39,7 @@ class Kernel:
     anchors: list[te.Tensor] = field(default_factory=list)
     emits: list[te.Tensor] = field(default_factory=list)
     finals: list[te.Tensor] = field(default_factory=list)
+    latches: list[te.Tensor] = field(default_factory=list)
     directed: bool = False
     name: str = ""
 
@@ -61,6 +64,10 @@ class Kernel:
         if not stages.equal(self.extent, other.extent):
             return False
         return not (self.directed and other.directed) or (self.reverse, self.position) == (other.reverse, other.position)
+
+    def latch(self, tensors: Iterable[te.Tensor]) -> None:
+        """Keep the values of `tensors` from step to step, for a final stage."""
+        self.latches += [tensor for tensor in tensors if tensor not in self.latches]
 
     def add(self, anchor: te.Tensor) -> None:
         """Compute `anchor` here too."""

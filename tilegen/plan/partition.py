@@ -13,7 +13,7 @@ from tvm import te, tirx
 
 from tilegen.expression.walkers import find, call_name, size_estimate, topological
 from tilegen.plan import stages
-from tilegen.plan.access import anchors_below, fusible
+from tilegen.plan.access import anchors_below, fusible, latched
 from tilegen.plan.kernel import Kernel, kernel_for
 
 COSTLY = {"exp", "exp2", "log", "log1p", "tanh", "sigmoid", "erf", "pow", "sqrt", "rsqrt", "sin", "cos"}
@@ -39,9 +39,8 @@ class Partition:
             self.write(tensor)
         for tensor in self._costly_operands(needed):
             self.write(tensor)
-        for kernel in reversed(self._sorted()):
-            self._cut(kernel)
-        self.kernels = self._sorted()
+        self._cut_all()
+        self.kernels = [kernel for kernel in self.kernels if kernel.anchors or kernel.writes()]
         counts: dict[str, int] = {}
         for kernel in self.kernels:
             kernel.name = f"{kernel.pattern}{counts.setdefault(kernel.pattern, 0)}"
@@ -107,6 +106,8 @@ class Partition:
                 self.kernels.insert(bound + 1, kernel)
         final = kernel.pattern != "map" and not self._at_points(tensor, kernel)
         (kernel.finals if final else kernel.emits).append(tensor)
+        if final:
+            kernel.latch(latched(tensor, kernel, self.ready))
         self.memory[tensor] = kernel
 
     def _at_points(self, tensor: te.Tensor, kernel: Kernel) -> bool:
@@ -142,27 +143,34 @@ class Partition:
 
     # ---------------------------------------------------------------- materialisation
 
+    def _cut_all(self) -> None:
+        """From the last kernel to the first, since a cut adds writes, and new kernels, only before the kernel it serves."""
+        done: list[Kernel] = []
+        while open_ := [kernel for kernel in self.kernels if not any(kernel is known for known in done)]:
+            self._cut(open_[-1])
+            done.append(open_[-1])
+
     def _cut(self, kernel: Kernel) -> None:
         """Write the cheapest set of tensors through which all values from earlier kernels reach `kernel`."""
         graph = nx.DiGraph()
-        members = [*kernel.anchors, *[t for t in kernel.writes() if t not in kernel.anchors]]
+        members = {*kernel.anchors, *kernel.writes()}
         seen: set[te.Tensor] = set()
         names: dict[te.Tensor, int] = {}
-        stack: list[tuple[te.Tensor, bool]] = [(member, True) for member in members]
+        stack = sorted(members, key=self.order.index)
 
         def node(tensor: te.Tensor) -> int:
             return names.setdefault(tensor, len(names))
 
         while stack:
-            tensor, member = stack.pop()
+            tensor = stack.pop()
             if tensor in seen or tensor in self.ready:
                 continue
             seen.add(tensor)
-            own = self.home.get(tensor) is kernel
+            own = tensor in members
             earlier = tensor in self.home and not own
             me = node(tensor)
-            graph.add_edge((me, "in"), (me, "out"), **({} if member or own else {"capacity": self._price(tensor)}))
-            if member:
+            graph.add_edge((me, "in"), (me, "out"), **({} if own else {"capacity": self._price(tensor)}))
+            if own:
                 graph.add_edge((me, "out"), "sink")
             if earlier:
                 graph.add_edge("source", (me, "in"))
@@ -171,7 +179,7 @@ class Partition:
                 if source in self.ready or source.op.same_as(tensor.op):
                     continue
                 graph.add_edge((node(source), "out"), (me, "in"))
-                stack.append((source, False))
+                stack.append(source)
         if "source" not in graph or "sink" not in graph:
             return
         _, (reachable, _) = nx.minimum_cut(graph, "source", "sink")
@@ -188,9 +196,6 @@ class Partition:
         if tensor not in self.home and self._writer(tensor) is None:
             return 3.0 * cost  # needs a kernel of its own, which reads its sources again
         return float(cost)
-
-    def _sorted(self) -> list[Kernel]:
-        return [kernel for kernel in self.kernels if kernel.anchors or kernel.writes()]
 
 
 def _costly(tensor: te.Tensor) -> bool:
