@@ -61,7 +61,7 @@ class Evaluator:
         self.full = self.point if step is None else [*self.point[:at], step, *self.point[at:]]
         self.previous: dict[te.Tensor, Any] = {}
         self.current: dict[te.Tensor, Any] = {}
-        self.bound: dict[tuple[te.Tensor, str], Any] = {}
+        self.bound: dict[tuple[te.Tensor, Any], Any] = {}
         self.latches: Mapping[te.Tensor, Any] = {}
         self.ending = False
         self.written = set(kernel.writes())  # being written here, so not yet to be read
@@ -145,12 +145,12 @@ class Evaluator:
 
     def _stage(self, tensor: te.Tensor, indices: list[Any]) -> Any:
         """A map stage: bound once where it is read at the point, substituted elsewhere."""
-        here, key = self._here(indices), (tensor, str(indices))
-        if here and key in self.bound:
-            return self.bound[key]
+        here = self._here(indices)
+        if (tensor, here) in self.bound:
+            return self.bound[tensor, here]
         value = self._resolve(substitute(stages.body(tensor), dict(zip(stages.axes(tensor), indices, strict=True))))
-        if here:
-            value = self.bound[key] = self._bind(tensor.op.name, self.math(value))
+        if here is not None:
+            value = self.bound[tensor, here] = self._bind(tensor.op.name, self.math(value))
         return value
 
     def _resolve(self, expr: Any) -> Any:
@@ -169,20 +169,21 @@ class Evaluator:
         return len(a) == len(b) and all(stages.equal(x, y) for x, y in zip(a, b, strict=True))
 
     def _here(self, indices: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Which of the point's own indices, in order, and which constants an element is at; None if it is elsewhere.
+        """Which of the point's own indices these are, in order (constants aside); None for an element elsewhere.
 
-        Only such an element can be bound outside all guards.
+        Only an element here may be bound outside all guards: it exists for every point.
         """
-        found: list[Any] = []
+        positions: list[Any] = []
         rest = iter(enumerate(self.full))
         for index in indices:
-            at = f"={const_int(index)}" if const_int(index) is not None else None
-            if at is None:
-                at = next((k for k, own in rest if stages.equal(index, own)), None)
+            if const_int(index) is not None:
+                positions.append(str(const_int(index)))
+                continue
+            at = next((k for k, own in rest if stages.equal(index, own)), None)
             if at is None:
                 return None
-            found.append(at)
-        return tuple(found)
+            positions.append(at)
+        return tuple(positions)
 
     def _bind(self, name: str, value: Any) -> Any:
         # TVM's legalisation of narrow floats retypes the value of a binding but not its variable.
