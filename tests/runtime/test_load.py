@@ -209,6 +209,25 @@ def test_loads_and_runs_with_tvm_ffi_and_numpy_alone(which: str, bare: Bare, req
     assert done.returncode == 0, done.stderr
 
 
+def test_threads_that_load_at_once_load_one_runtime(archive: Path, bare: Bare) -> None:
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+import tvm_ffi
+from tilegen.runtime import load
+
+def use(_):
+    return load(sys.argv[1]).forward(np.ones((2, 3, 16), np.float32), np.ones(16, np.float32)).sum()
+
+with ThreadPoolExecutor(8) as pool:
+    assert list(pool.map(use, range(16))) == [192] * 16
+"""
+    for _ in range(3):
+        done = bare(archive, code=code)
+        assert done.returncode == 0, done.stderr
+
+
 def test_without_tvm_a_parallel_library_needs_the_runtime(copy: Path, bare: Bare) -> None:
     (copy / "libtvm_runtime.so").unlink()
     seal(copy)

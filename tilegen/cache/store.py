@@ -65,8 +65,11 @@ def get_or_build(key: str, builder: Callable[[Path], object]) -> Path:
 def info() -> CacheInfo:
     """What the cache folder holds."""
     root = settings.cache_dir()
-    sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
-    return CacheInfo(root, len(_entries(root / "libraries")), sum(sizes), len(_entries(root / "quarantine")))
+    size = 0
+    for path in root.rglob("*"):
+        with contextlib.suppress(OSError):  # moved or removed by another process meanwhile
+            size += path.stat().st_size if path.is_file() else 0
+    return CacheInfo(root, len(_entries(root / "libraries")), size, len(_entries(root / "quarantine")))
 
 
 def clear() -> CacheInfo:

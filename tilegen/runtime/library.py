@@ -8,6 +8,7 @@ import importlib.util
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tilegen.runtime import threads
 # What parallel loops and workspaces call; tvm-ffi fills in these addresses while it loads a library that names them.
 _BACKEND = b"__TVMBackend"
 _FFI = "apache-tvm-ffi"
+
+_loading = threading.Lock()
 
 
 def check_versions(manifest: Manifest) -> None:
@@ -60,7 +63,8 @@ def load(manifest: Manifest, files: Mapping[str, bytes], folder: Path | None) ->
         if folder is None or _mapped_otherwise(folder / manifest.library, manifest.files[manifest.library]):
             folder = stack.enter_context(_unpacked(files))
         if needs_runtime(files[manifest.library]):
-            _load_runtime(ffi, folder / RUNTIME if RUNTIME in files else None)
+            with _loading:  # or two threads would load two copies
+                _load_runtime(ffi, folder / RUNTIME if RUNTIME in files else None)
         try:
             return ffi.load_module(str(folder / manifest.library))
         except Exception as error:  # tvm-ffi raises RuntimeError with the loader's words in it
