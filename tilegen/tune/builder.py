@@ -16,7 +16,10 @@ import tvm_ffi  # noqa: E402
 from tvm import tirx  # noqa: E402
 from tvm.target import Target  # noqa: E402
 
+from tilegen.build import library  # noqa: E402
 from tilegen.build.link import link  # noqa: E402
+from tilegen.build.target import BuildTarget  # noqa: E402
+from tilegen.schedules.rule import Machine  # noqa: E402
 from tilegen.tune.case import Argument  # noqa: E402
 
 SYMBOL = "main"
@@ -27,6 +30,8 @@ def setup() -> None:
     """Import what building needs before the first candidate's clock starts."""
     import tvm.s_tir.tensor_intrin  # noqa: F401  # registers the intrinsics that a trace may name
 
+    import tilegen.plan.plan  # noqa: F401  # registers the operators that kernels may hold
+
 
 def build(module: str, target: str, out: str) -> None:
     """Compile the module in `module` (JSON) for `target` (JSON) and write the library `out`."""
@@ -35,8 +40,13 @@ def build(module: str, target: str, out: str) -> None:
 
 def compile_to(mod: tvm.IRModule, target: Target, out: Path) -> None:
     """Compile a module with the function "main" into the library `out`."""
-    function = mod[SYMBOL].with_attr("global_symbol", SYMBOL)
-    link(tvm.compile(tvm.IRModule({SYMBOL: function}), target=target), out)
+    link(generate(mod, target), out)
+
+
+def generate(mod: tvm.IRModule, target: Target) -> Any:
+    """Machine code for a module with the function "main", by the same path as for a bundle."""
+    described = BuildTarget(target, Machine(), "", json.loads(str(target)))
+    return library.generate({SYMBOL: mod[SYMBOL].with_attr("global_symbol", SYMBOL)}, described)
 
 
 def arguments(mod: tvm.IRModule, sizes: Mapping[str, int]) -> list[Argument]:

@@ -6,7 +6,7 @@ Files are plain bytes beside one JSON description, so that a process that measur
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,7 +95,7 @@ class Case:
         return cls(arguments, inputs, references, limits)
 
 
-def normal_inputs(arguments: Sequence[Argument], seed: int) -> dict[str, Array]:
+def normal_inputs(arguments: Sequence[Argument], sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
     """Standard normal numbers for every floating input, the same in every process for one `seed`; integers are 0 or 1."""
     made: dict[str, Array] = {}
     for position, a in enumerate(arguments):

@@ -112,7 +112,7 @@ def make_case(task: Task, sizes: dict[str, int], seed: int, folder: Path, worksh
     The limits come from running the unscheduled kernel, in a measuring process like any other.
     """
     arguments = task.arguments(sizes)
-    inputs = task.inputs(arguments, seed)
+    inputs = task.inputs(arguments, sizes, seed)
     expected = task.reference(inputs)
     references = {a.name: np.asarray(expected[a.name], np.float64) for a in arguments if a.output}
     for a in arguments:
@@ -123,7 +123,7 @@ def make_case(task: Task, sizes: dict[str, int], seed: int, folder: Path, worksh
     case = Case(arguments, inputs, references, {})
     case.save(folder / "unlimited")
     library = folder / "plain.so"
-    compile_to(task.mod if task.symbolic is None else task.symbolic, workshop.target, library)
+    compile_to(task.unscheduled, workshop.target, library)
     workshop.call(workshop.backend.outputs, library=str(library), symbol=SYMBOL, case=str(folder / "unlimited"), into=str(folder))
     for a in arguments:
         if a.output:

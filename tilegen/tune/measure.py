@@ -38,7 +38,14 @@ def setup() -> None:
 
 @functools.lru_cache(maxsize=4)
 def load_case(folder: str) -> Case:
+    """The case in `folder`, read once."""
     return Case.load(Path(folder))
+
+
+@functools.lru_cache(maxsize=16)
+def accepted(folder: str) -> dict[str, Any]:
+    """Outputs of a case that passed, as bytes: schedules that compute in the same order give the same bits again."""
+    return {}
 
 
 @functools.lru_cache(maxsize=1)
@@ -64,11 +71,12 @@ def flush() -> None:
 class Loaded:
     """A compiled candidate with buffers to run it on."""
 
-    def __init__(self, library: str, symbol: str, case: Case) -> None:
+    def __init__(self, library: str, symbol: str, folder: str) -> None:
         import tvm_ffi
 
         self.function = tvm_ffi.load_module(library)[symbol]
-        self.case, self.buffers = case, case.buffers()
+        self.case, self.accepted = load_case(folder), accepted(folder)
+        self.buffers = self.case.buffers()
         self.arguments = [library_of([b.array]).passed(b.array) for b in self.buffers]  # type: ignore[union-attr]
 
     def __call__(self) -> None:
@@ -96,9 +104,12 @@ class Loaded:
             name = buffer.argument.name
             if not np.array_equal(first, second):
                 return {"kind": "unstable", "message": f"{name}: two runs differ in {int((first != second).sum())} bytes"}
+            if np.array_equal(first, self.accepted.get(name)):
+                continue
             wrong = complaint(name, buffer.array, self.case.references[name], self.case.limits[name])
             if wrong:
                 return {"kind": "wrong", "message": f"{wrong}; shape {list(buffer.array.shape)}"}
+            self.accepted[name] = first
         return None
 
     def loops(self) -> int:
@@ -131,7 +142,7 @@ def measure(library: str, symbol: str, timed: str, checked: list[str], repeats: 
     -------
     ``{"kind": "ok", "samples": [seconds]}``, or the kind and message of the rejection.
     """
-    loaded = {folder: Loaded(library, symbol, load_case(folder)) for folder in {*checked, timed}}
+    loaded = {folder: Loaded(library, symbol, folder) for folder in {*checked, timed}}
     for folder in checked:
         failure = loaded[folder].rejected()
         if failure:
@@ -152,7 +163,7 @@ def rank(libraries: list[str], symbol: str, timed: str, rounds: int, seconds: fl
     as many of `rounds` as fit into `seconds`.
     """
     end = time.monotonic() + seconds
-    candidates = [Loaded(library, symbol, load_case(timed)) for library in libraries]
+    candidates = [Loaded(library, symbol, timed) for library in libraries]
     loops = [candidate.loops() for candidate in candidates]
     samples: list[list[float]] = [[] for _ in candidates]
     for round_ in range(rounds):
@@ -167,7 +178,7 @@ def rank(libraries: list[str], symbol: str, timed: str, rounds: int, seconds: fl
 
 def outputs(library: str, symbol: str, case: str, into: str) -> None:
     """Run the unscheduled kernel and leave its outputs in the folder `into`, one file of bytes per output."""
-    plain = Loaded(library, symbol, load_case(case))
+    plain = Loaded(library, symbol, case)
     for buffer in plain.outputs():
         buffer.poison(0)
     plain()

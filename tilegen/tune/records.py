@@ -72,7 +72,8 @@ class Record:
     trace : ``sch.trace.as_json()`` of the winning schedule; replayed on the symbolic PrimFunc by the build.
     decisions : the value of each sampled decision, in the order of the trace.
     seconds, spread : median time of one call and the distance between its quartiles, in seconds.
-    default_seconds : the same median for the rule's untuned default, from the same final ranking.
+    default_seconds : the same median for the rule's untuned default, from the same final ranking;
+        None when the default is not valid.
     sizes : the sizes at which it was measured, for instance ``{"B": 4, "T": 2048}``.
     device, versions : where it was measured, and with what.
     trials, seed : length and seed of the search that found it.
@@ -85,7 +86,7 @@ class Record:
     decisions: list[Any]
     seconds: float
     spread: float
-    default_seconds: float
+    default_seconds: float | None
     sizes: dict[str, int]
     device: dict[str, Any]
     versions: dict[str, str]

@@ -10,7 +10,7 @@ from tilegen.tune.case import Argument, normal_inputs
 from tilegen.tune.gate import Array
 from tilegen.tune.records import RecordKey
 
-Inputs = Callable[[Sequence[Argument], int], dict[str, Array]]
+Inputs = Callable[[Sequence[Argument], Mapping[str, int], int], dict[str, Array]]
 Reference = Callable[[dict[str, Array]], Mapping[str, Array]]
 
 
@@ -27,7 +27,9 @@ class Task:
     rule : the schedule rule, see `tilegen.tune.space`.
     reference : float64 outputs by name from inputs by name (in their own dtype).
     sizes, ragged : values of the symbolic sizes by name.
-    inputs : makes the inputs; standard normal numbers unless given.
+    inputs : makes the inputs from the arguments, the sizes and a seed; standard normal numbers unless given.
+    plain : the same formula as `symbolic` without approximations, which is what the gates allow a multiple of the error of;
+        None: `symbolic` itself, unscheduled.
     flops : operations of one call at `sizes`, for the display; None: unknown.
     build : ``"module:function"`` called in a worker as ``build(module_json, target_json, path)``; writes the library.
     """
@@ -40,6 +42,7 @@ class Task:
     sizes: dict[str, int]
     ragged: dict[str, int]
     inputs: Inputs = normal_inputs
+    plain: Any | None = None
     flops: float | None = None
     build: str = "tilegen.tune.builder:build"
 
@@ -47,6 +50,11 @@ class Task:
     def name(self) -> str:
         """ "op function.kernel", for people."""
         return f"{self.key.op} {self.key.function}.{self.key.kernel}"
+
+    @property
+    def unscheduled(self) -> Any:
+        """The module whose error sets the gates' limits."""
+        return next(mod for mod in (self.plain, self.symbolic, self.mod) if mod is not None)
 
     def arguments(self, sizes: Mapping[str, int]) -> list[Argument]:
         """The kernel's buffers at these sizes."""

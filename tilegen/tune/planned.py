@@ -1,0 +1,175 @@
+"""The kernels of a planned instance as tuning tasks.
+
+Inputs and references come from the plan itself in float64, unscheduled: the whole function is run once at the sizes in
+question, so that a kernel in the middle gets what the kernels before it really write, and not noise in its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tilegen.tune.builder import SYMBOL, arguments, generate, specialise
+
+# isort: split
+import tvm
+from tvm import s_tir
+from tvm.target import Target
+
+from tilegen.build.scheduled import MATH, record_key
+from tilegen.build.target import BuildTarget
+from tilegen.errors import ScheduleError
+from tilegen.mechanism import Instance
+from tilegen.plan.plan import FunctionPlan, Plan, plan
+from tilegen.schedules.registry import rule_for
+from tilegen.schedules.rule import Sampled, View
+from tilegen.tune.case import Argument, Buffer, normal_inputs
+from tilegen.tune.gate import Array, dtype_of
+from tilegen.tune.task import Task
+
+FUNCTIONS = ("forward", "backward")
+"""The functions that are searched; a decoding step takes microseconds whatever its tiles."""
+
+RAGGED = (3, 37, 5, 7)
+"""Sizes for the second check: odd, unequal, and no multiple of any tile."""
+
+
+def tasks(instance: Instance, target: BuildTarget, sizes: Mapping[str, int] | None = None) -> list[Task]:
+    """The kernels of `instance` worth searching: those whose rule leaves anything to decide.
+
+    Parameters
+    ----------
+    sizes : values of the symbolic sizes to measure at; the mechanism's representative ones unless given.
+    """
+    mechanism = instance.mechanism
+    chosen = {name: (sizes or {}).get(name, mechanism.representative[name]) for name in mechanism.symbolic}
+    ragged = dict(zip(mechanism.symbolic, RAGGED, strict=False))
+    planned = plan(instance)
+    exact = Exact(planned)
+    found = []
+    for name in FUNCTIONS:
+        function = planned.functions[name]
+        for position, kernel in enumerate(function.kernels):
+            symbolic = _module(function.kernel_func(kernel, MATH.get(target.kind))[0])
+            rule = rule_for(View(s_tir.Schedule(symbolic, debug_mask=0), kernel.name, target.machine), target.kind)
+            apply = functools.partial(_apply, rule, kernel.name, target.machine)
+            if not _decides(apply, symbolic):
+                continue
+            found.append(
+                Task(
+                    key=record_key(instance, name, kernel.name, rule, target),
+                    mod=specialise(symbolic, chosen),
+                    symbolic=symbolic,
+                    rule=apply,
+                    reference=functools.partial(exact.kernel, name, position),
+                    sizes=chosen,
+                    ragged=ragged,
+                    inputs=functools.partial(exact.inputs, name),
+                    plain=_module(function.kernel_func(kernel, None)[0]),
+                )
+            )
+    return found
+
+
+def _apply(rule: Any, kernel: str, machine: Any, sch: s_tir.Schedule) -> None:
+    rule.apply(View(sch, kernel, machine), Sampled(sch))
+
+
+def _decides(apply: Callable[[s_tir.Schedule], None], mod: tvm.IRModule) -> bool:
+    """Whether the rule samples at all; the draw may not fit, but then it has sampled."""
+    sch = s_tir.Schedule(mod, seed=1, debug_mask=0)
+    try:
+        apply(sch)
+    except Exception:  # a draw that does not fit raises whatever the primitive raises
+        return True
+    return any(len(inst.attrs[0]) > 1 for inst in sch.trace.insts if inst.kind.name == "SampleCategorical")
+
+
+def _module(function: Any) -> tvm.IRModule:
+    return tvm.IRModule({SYMBOL: function})
+
+
+class Exact:
+    """The plan of an instance in float64, unscheduled, and the values it computes."""
+
+    def __init__(self, planned: Plan) -> None:
+        self.functions = twin(planned)
+        self._compiled: dict[tuple[str, int | None], Any] = {}
+        self._values: dict[tuple[Any, ...], dict[str, Array]] = {}
+
+    def inputs(self, function: str, wanted: Sequence[Argument], sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
+        """Values for the inputs among `wanted`, in their dtypes: what the whole function holds in these arguments."""
+        values = self.values(function, sizes, seed)
+        return {a.name: values[a.name].astype(dtype_of(a.dtype)) for a in wanted if not a.output}
+
+    def kernel(self, function: str, position: int, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs of one kernel, in float64."""
+        return self._run(function, position, inputs)
+
+    def values(self, function: str, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
+        """Every argument of a function by name, after running the functions up to it on random inputs."""
+        key = (function, *sorted(sizes.items()), seed)
+        if key not in self._values:
+            known = {} if function == "forward" else dict(self.values("forward", sizes, seed))
+            taken = arguments(_module(self.functions[function].prim_func()), sizes)
+            fresh = normal_inputs(taken, sizes, seed)
+            given = {name: known.get(name, value) for name, value in fresh.items()}
+            if len(self._values) > 4:  # a task's two sizes, forward and backward
+                self._values.clear()
+            self._values[key] = given | self._run(function, None, given)
+        return self._values[key]
+
+    def _run(self, function: str, position: int | None, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        part = self.functions[function]
+        if (function, position) not in self._compiled:
+            func = part.prim_func() if position is None else part.kernel_func(part.kernels[position])[0]
+            mod = _module(func)
+            self._compiled[function, position] = (mod, generate(mod, Target({"kind": "llvm"}))[SYMBOL])
+        mod, compiled = self._compiled[function, position]
+        buffers = {a.name: Buffer(a) for a in arguments(mod, _sizes(mod, inputs))}
+        for name, buffer in buffers.items():
+            if buffer.argument.output:
+                buffer.poison(0)
+            else:
+                buffer.array[...] = inputs[name]
+        compiled(*(b.array for b in buffers.values()))
+        return {name: buffer.array for name, buffer in buffers.items() if buffer.argument.output}
+
+
+def _sizes(mod: tvm.IRModule, inputs: Mapping[str, Array]) -> dict[str, int]:
+    """The symbolic sizes that the shapes of the inputs imply."""
+    found = {}
+    for param in mod[SYMBOL].params:
+        if str(param.name) in inputs:
+            for dim, extent in zip(param.ty.shape, inputs[str(param.name)].shape, strict=True):
+                if hasattr(dim, "name"):
+                    found[str(dim.name)] = int(extent)
+    return found
+
+
+def twin(planned: Plan) -> dict[str, FunctionPlan]:
+    """The functions of a plan in float64, kernel for kernel.
+
+    Raises
+    ------
+    ScheduleError
+        When the float64 plan has other kernels or arguments.
+    """
+    instance = planned.instance
+    if instance.dtype == "float64":
+        return planned.functions
+    other = plan(dataclasses.replace(instance, dtype="float64"))
+    for name, function in planned.functions.items():
+        if outline(function) != outline(other.functions[name]):
+            raise ScheduleError(
+                f"the {name} of {instance.mechanism.name} is planned otherwise in float64, so that its kernels have no exact "
+                "reference; tune this instance with dtype float64, or report the instance"
+            )
+    return other.functions
+
+
+def outline(function: FunctionPlan) -> Any:
+    """What must agree between the plans of two dtypes."""
+    return [a.name for a in function.args], [(k.name, k.pattern) for k in function.kernels]
