@@ -187,3 +187,9 @@ def test_provenance_is_logged_once_and_can_be_asked_for(op: Operator, caplog: py
     assert "forward.map0 default" in lines[0]
     (records,) = [found for key, found in provenance("binding_double").items() if '"scale":0.125' in key]
     assert records[0]["source"] == "default"
+
+
+def test_offsets_beyond_32_bits_are_refused_before_anything_is_allocated(op: Operator) -> None:
+    huge = torch.zeros(1, dtype=torch.float32).expand(2**14, 2**13, 16)  # 2**31 elements in 4 bytes
+    with pytest.raises(ArgumentError, match=r"^q \(input\) has shape .*must be below 2\*\*31; split the batch"):
+        op(CONFIG, {"q": huge, "k": huge})

@@ -6,16 +6,19 @@ import logging
 import math
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from tilegen.errors import BundleError
+from tilegen.errors import ArgumentError, BundleError
 from tilegen.mechanism import Instance
 from tilegen.torch.signature import DTYPES
 from tilegen.torch.sizes import first_uses, shapes_function
 
 Tensors = Sequence[torch.Tensor]
+
+LIMIT = 1 << 31
+"""Elements of one tensor; compiled code counts them in 32 bits."""
 
 ALIGNMENT = 64
 """Bytes.  Vectorised code uses aligned loads without a check; torch allocates this way, views into a tensor need not be."""
@@ -38,7 +41,7 @@ class Entry:
         self.given = [arg for arg in args if arg.role in roles]
         self.results = [arg for arg in args if arg.role not in roles and arg.role != "workspace"]
         fresh = self.results + [arg for arg in args if arg.role == "workspace"]
-        pool = self.given + fresh
+        self._pool = pool = self.given + fresh
         self._order = [pool.index(arg) for arg in args]
         self._call = function.call
         sizes = sorted({dim for arg in self.given for dim in arg.shape if _is_name(dim)})
@@ -54,8 +57,10 @@ class Entry:
     def run(self, given: Tensors) -> list[torch.Tensor]:
         """Call the compiled function."""
         sizes = [given[i].shape[d] for i, d in self._sizes_at]
-        device, shapes = given[0].device, zip(self._fresh(*sizes), self._dtypes, strict=True)
-        fresh = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes]
+        device, shapes = given[0].device, self._fresh(*sizes)
+        if max(map(math.prod, [x.shape for x in given] + [*shapes])) >= LIMIT:
+            self._too_large([*(x.shape for x in given), *shapes])
+        fresh = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, self._dtypes, strict=True)]
         pool = [_ready(x) for x in given]
         for i, shape in zip(self._flat_given, self._unflattened(*sizes), strict=True):
             pool[i] = pool[i].view(shape)
@@ -65,6 +70,13 @@ class Entry:
         for i in self._flat_results:
             results[i] = results[i].view(-1)
         return results
+
+    def _too_large(self, shapes: Sequence[Sequence[int]]) -> NoReturn:
+        shape = max(shapes, key=math.prod)
+        arg = self._pool[list(shapes).index(shape)]
+        raise ArgumentError(
+            f"{arg.name} ({arg.role}) has shape {list(shape)}, {math.prod(shape)} elements, must be below 2**31; split the batch"
+        )
 
     def fake(self, given: Tensors) -> list[torch.Tensor]:
         """The results without their values."""
