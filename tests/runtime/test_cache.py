@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -151,6 +152,18 @@ def test_clear_removes_everything(root: Path) -> None:
     build = Builder()
     cache.get_or_build("a", build)
     assert build.builds == 1
+
+
+def test_command_says_what_there_is_and_clears_it(root: Path) -> None:
+    from typer.testing import CliRunner
+
+    from tilegen.cli.app import app
+
+    cache.get_or_build("a", Builder())
+    said = CliRunner().invoke(app, ["cache"]).output
+    assert f"{root}: 1 libraries" in said
+    assert json.loads(CliRunner().invoke(app, ["cache", "--clear", "--json"]).output)["libraries"] == 1
+    assert cache.info().libraries == 0
 
 
 RACER = """

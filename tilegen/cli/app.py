@@ -9,7 +9,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 import tilegen
-from tilegen.cli import bench, console, doctor, export, listing, logs, show
+from tilegen.cli import bench, cache, console, doctor, export, listing, logs, show
 from tilegen.errors import TilegenError
 
 
@@ -55,4 +55,5 @@ app.command("list")(listing.command)
 app.command("show")(show.command)
 app.command("export")(export.command)
 app.command("bench")(bench.command)
+app.command("cache")(cache.command)
 app.add_typer(logs.app, name="logs")
