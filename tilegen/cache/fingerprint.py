@@ -142,7 +142,7 @@ def _function_parts(value: Any, seen: set[Any]) -> Iterator[str]:
         yield f"{code.co_code.hex()} {code.co_names} {[c for c in code.co_consts if not inspect.iscode(c)]}"
     yield _constant((value.__defaults__, value.__kwdefaults__))
     variables = inspect.getclosurevars(value)
-    for name, used in sorted((variables.nonlocals | variables.globals).items()):
+    for name, used in sorted({**variables.nonlocals, **variables.globals}.items()):
         yield name
         yield from _function_parts(used, seen)
 
