@@ -19,7 +19,7 @@ from tilegen.expression.rebuild import replace
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import const_int, substitute, sym, variables
 
-TARGET = Target({"kind": "llvm"})
+TARGET = Target({"kind": "llvm", "opt-level": 0})
 TORCH = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
 
 

@@ -6,7 +6,8 @@ from tilegen import _tvm
 
 _tvm.ensure()
 
-from tilegen.autodiff.check import unproved_reads  # noqa: E402 - TVM must be checked before it is imported
+from tilegen.autodiff.check import require_proved, unproved_reads  # noqa: E402 - TVM must be checked before it is imported
 from tilegen.autodiff.graph import Gradients, gradient  # noqa: E402
+from tilegen.autodiff.rounding import round_operands  # noqa: E402
 
-__all__ = ["Gradients", "gradient", "unproved_reads"]
+__all__ = ["Gradients", "gradient", "require_proved", "round_operands", "unproved_reads"]

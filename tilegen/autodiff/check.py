@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tvm import te, tirx
 
 from tilegen.autodiff.ranges import Opaque, analyzer, assume_sizes, conjuncts, holds
+from tilegen.errors import ExpressionError
 from tilegen.expression.printer import text
 from tilegen.expression.walkers import Expr, call_name, children, is_load, load_indices, load_tensor, prim, topological
 
@@ -37,6 +38,15 @@ def unproved_reads(outputs: Iterable[te.Tensor], known: Iterable[te.Operation] =
         if isinstance(op, te.ComputeOp) and op not in skipped:
             found += _stage(op)
     return found
+
+
+def require_proved(outputs: Iterable[te.Tensor]) -> None:
+    """Raise an `ExpressionError` that names the first read of a graph that cannot be proved in bounds."""
+    for unproved in unproved_reads(outputs):
+        raise ExpressionError(
+            f"{unproved}, which is not provably inside the tensor; "
+            "guard it: if_then_else(all_of(index >= 0, index < extent), read, 0)"
+        )
 
 
 def _stage(op: te.ComputeOp) -> list[Unproved]:

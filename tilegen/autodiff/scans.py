@@ -17,7 +17,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from tilegen.autodiff.term import Term, fresh, guarded
+from tilegen.autodiff.term import Term, axis_names, fresh, guarded
 from tilegen.errors import AutodiffError
 from tilegen.expression.gather import scatter_spec
 from tilegen.expression.scan import scan, scan_inputs, scan_spec
@@ -125,7 +125,7 @@ class _ScanAdjoint:
             conditions, previous = self.before(i)
             return guarded([*conditions, self.exists(self.y(*i))], tirx.exp(previous - self.y(*i)))
 
-        return compute(self.shape, body, f"{self.op.name}_share")
+        return compute(self.shape, body, f"{self.op.name}_share", axes=axis_names(self.x))
 
     def exists(self, z: Expr) -> Expr:
         """Whether a log-sum-exp has any term: an empty one is -inf, and its gradient zero."""
@@ -139,9 +139,11 @@ class _ScanAdjoint:
             total = self.back(self.dy, None, exclusive=False)
             step = lambda i: total(*i)
         else:
-            sent = compute(self.shape, lambda *i: self.broadcast(factor, i) * self.dy(*i), f"d{self.op.name}_sent")
+            names = axis_names(self.x)
+            weighted = lambda *i: self.broadcast(factor, i) * self.dy(*i)
+            sent = compute(self.shape, weighted, f"d{self.op.name}_sent", axes=names)
             carry = self.back(sent, factor, exclusive=True)
-            total = compute(self.shape, lambda *i: self.dy(*i) + carry(*i), f"d{self.op.name}_step")
+            total = compute(self.shape, lambda *i: self.dy(*i) + carry(*i), f"d{self.op.name}_step", axes=names)
             step = lambda i: total(*i)
         i = fresh(self.x)
         value = step(i)

@@ -165,7 +165,8 @@ def _pad(load: Expr, guards: Sequence[Expr], used: Sequence[Any], extents: dict[
     body = guarded(guards, load)
     shape = [extents[v] for v in used]
     name = f"{load_tensor(load).op.name}_pad"
-    return compute(shape, lambda *i: substitute(body, dict(zip(used, i, strict=True))), name)(*used)
+    names = [v.name for v in used]
+    return compute(shape, lambda *i: substitute(body, dict(zip(used, i, strict=True))), name, axes=names)(*used)
 
 
 def split_products(term: Term) -> list[Term]:

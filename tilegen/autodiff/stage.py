@@ -103,13 +103,16 @@ def _attained(op: te.ComputeOp, dtype: str) -> tuple[Expr, Expr]:
     shape, depth = [axis.dom.extent for axis in op.axis], [axis.dom.extent for axis in reduce.axis]
     if not is_load(source):
         point = [*here, *inner]
-        values = compute(shape + depth, lambda *i: substitute(source, dict(zip(point, i, strict=True))), f"{op.name}_values")
+        body, names = source, [v.name for v in point]
+        place = lambda *i: substitute(body, dict(zip(point, i, strict=True)))
+        values = compute(shape + depth, place, f"{op.name}_values", axes=names)
         source = values(*point)
 
     def over(kind: Callable[..., Expr], value: Callable[[dict[Any, Any]], Expr], name: str) -> te.Tensor:
         axes = [te.reduce_axis((0, n), v.name) for v, n in zip(inner, depth, strict=True)]
         new = {v: axis.var for v, axis in zip(inner, axes, strict=True)}
-        return compute(shape, lambda *i: kind(value(dict(zip(here, i, strict=True)) | new), axis=axes), name)
+        body = lambda *i: kind(value(dict(zip(here, i, strict=True)) | new), axis=axes)
+        return compute(shape, body, name, axes=[v.name for v in here])
 
     kind = te.max if isinstance(reduce.combiner.result[0], prim.Max) else te.min
     top = over(kind, lambda m: substitute(source, m), f"{op.name}_again")

@@ -58,7 +58,8 @@ def sum_stage(term: Term, shape: Sequence[Expr], name: str) -> te.Tensor:
     axes = {v: te.reduce_axis((0, n), v.name) for v, n in term.axes}
     body = substitute(term.body, {v: axis.var for v, axis in axes.items()})
     reduce = te.sum(body, axis=list(axes.values()))
-    return compute(shape, lambda *i: substitute(reduce, dict(zip(term.target, i, strict=True))), name)
+    names = [v.name for v in term.target]
+    return compute(shape, lambda *i: substitute(reduce, dict(zip(term.target, i, strict=True))), name, axes=names)
 
 
 def accumulate(tensor: te.Tensor, terms: Sequence[Term]) -> te.Tensor:
@@ -78,7 +79,7 @@ def accumulate(tensor: te.Tensor, terms: Sequence[Term]) -> te.Tensor:
             parts.append(guarded([substitute(g, here) for g in term.guards], part))
         return total(parts)
 
-    return unalias(compute(shape, lambda *i: value(i), name))
+    return unalias(compute(shape, lambda *i: value(i), name, axes=axis_names(tensor)))
 
 
 def unalias(tensor: te.Tensor) -> te.Tensor:
@@ -92,10 +93,13 @@ def unalias(tensor: te.Tensor) -> te.Tensor:
     return tensor
 
 
+def axis_names(tensor: te.Tensor) -> list[str]:
+    """The names of the axes of `tensor`; i0, i1, ... for an argument."""
+    if isinstance(tensor.op, te.ComputeOp):
+        return [axis.var.name for axis in tensor.op.axis]
+    return [f"i{k}" for k in range(len(tensor.shape))]
+
+
 def fresh(tensor: te.Tensor) -> list[Any]:
     """New variables that run over the shape of `tensor`, named as its own axes are."""
-    if isinstance(tensor.op, te.ComputeOp):
-        names = [axis.var.name for axis in tensor.op.axis]
-    else:
-        names = [f"i{k}" for k in range(len(tensor.shape))]
-    return [tirx.Var(name, "int32") for name in names]
+    return [tirx.Var(name, "int32") for name in axis_names(tensor)]

@@ -21,14 +21,22 @@ def placeholder(shape: Sequence[Any], dtype: str, name: str) -> te.Tensor:
     return te.placeholder(tuple(shape), dtype, name=name)
 
 
-def compute(shape: Sequence[Any], fn: Callable[..., Any], name: str, attrs: Mapping[str, str] | None = None) -> te.Tensor:
+def compute(
+    shape: Sequence[Any],
+    fn: Callable[..., Any],
+    name: str,
+    attrs: Mapping[str, str] | None = None,
+    axes: Sequence[str] | None = None,
+) -> te.Tensor:
     """The tensor of `shape` whose element [i, j, ...] is ``fn(i, j, ...)``.
 
     A reduction (`reduce_sum`, ...) must be the whole of `fn`'s result: put what follows it in a stage of its own.
+    The axes are called as the parameters of `fn`, or as `axes` says.
     """
     shape = tuple(shape)
-    axes = [tirx.IterVar((0, n), arg, 0) for arg, n in zip(_argument_names(fn, len(shape), name), shape, strict=True)]
-    body = fn(*[axis.var for axis in axes])
+    called = list(axes) if axes is not None else _argument_names(fn, len(shape), name)
+    variables = [tirx.IterVar((0, n), arg, 0) for arg, n in zip(called, shape, strict=True)]
+    body = fn(*[axis.var for axis in variables])
     if isinstance(body, (bool, int, float)):
         raise ExpressionError(f"stage '{name}': the body is the plain number {body!r}; write const({body!r}, dtype)")
     body = as_expr(body)
@@ -37,7 +45,7 @@ def compute(shape: Sequence[Any], fn: Callable[..., Any], name: str, attrs: Mapp
         raise ExpressionError(f"stage '{name}': a reduction is part of a larger expression; make it a stage of its own")
     if reductions:
         check_reduction(body, name)
-    return te._ffi_api.ComputeOp(name, "", dict(attrs or {}), axes, [body]).output(0)
+    return te._ffi_api.ComputeOp(name, "", dict(attrs or {}), variables, [body]).output(0)
 
 
 def _argument_names(fn: Callable[..., Any], rank: int, name: str) -> list[str]:
