@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import ir, sym, te, tirx
@@ -35,26 +36,74 @@ from tilegen.expression.walkers import (
 ARITHMETIC = (prim.Add, prim.Sub, prim.Mul, prim.Div, prim.Max, prim.Min)
 
 
-def flops(outputs: Iterable[te.Tensor], known: Iterable[te.Operation] = (), sizes: Mapping[str, int] | None = None) -> int:
-    """Float operations of the graph below `outputs`, without those of `known`; `sizes` by name of symbolic size."""
-    skipped = set(known)
-    return sum(stage_flops(op, sizes or {}) for op in topological(outputs) if op not in skipped)
+@dataclass(frozen=True)
+class Flops:
+    """Float operations of a graph: its own, and those that only repeat what a stage of the forward computes."""
+
+    own: int
+    repeated: int
 
 
-def stage_flops(op: te.Operation, sizes: Mapping[str, int]) -> int:
-    """Float operations of one stage."""
+def flops(outputs: Iterable[te.Tensor], sizes: Mapping[str, int] | None = None) -> int:
+    """Float operations of the graph below `outputs`; `sizes` gives symbolic sizes by name."""
+    return sum(_stage(op, sizes or {}, frozenset()).own for op in topological(outputs))
+
+
+def adjoint_flops(adjoints: Iterable[te.Tensor], outputs: Iterable[te.Tensor], sizes: Mapping[str, int] | None = None) -> Flops:
+    """Float operations of adjoints in the stages that are not those of the forward graph below `outputs`."""
+    forward = topological(outputs)
+    known = frozenset(k for op in forward if isinstance(op, te.ComputeOp) for k in _operations(op, frozenset()))
+    stages = [_stage(op, sizes or {}, known) for op in topological(adjoints) if op not in set(forward)]
+    return Flops(sum(s.own for s in stages), sum(s.repeated for s in stages))
+
+
+def _stage(op: te.Operation, sizes: Mapping[str, int], known: frozenset[Any]) -> Flops:
     if isinstance(op, te.PlaceholderOp):
-        return 0
+        return Flops(0, 0)
     if not isinstance(op, te.ComputeOp):
         spec = scan_spec(op)
         each = 1 if spec is None else {"sum": 2 if spec.decay else 1, "logsumexp": 5}.get(spec.kind, 1)
-        return each * elements((op.inputs[0] if scatter_spec(op) else op.output(0)).shape, sizes)
-    points = elements([axis.dom.extent for axis in op.axis], sizes)
+        return Flops(each * elements((op.inputs[0] if scatter_spec(op) else op.output(0)).shape, sizes), 0)
+    points = elements([axis.dom.extent for axis in _axes(op)], sizes)
+    counted = list(_operations(op, known).values())
+    added = 1 if isinstance(op.body[0], tirx.Reduce) else 0
+    return Flops(points * (counted.count(False) + added), points * counted.count(True))
+
+
+def _axes(op: te.ComputeOp) -> list[tirx.IterVar]:
     body = op.body[0]
-    if not isinstance(body, tirx.Reduce):
-        return points * operations(body)
-    points *= elements([axis.dom.extent for axis in body.axis], sizes)
-    return points * (operations(body.source[0]) + 1)
+    return list(op.axis) + (list(body.axis) if isinstance(body, tirx.Reduce) else [])
+
+
+def _operations(op: te.ComputeOp, known: frozenset[Any]) -> dict[Any, bool]:
+    """The float operations of a stage, equal ones once, and whether each is `known`; a change of sign is none."""
+    place = {axis.var: ("axis", k) for k, axis in enumerate(_axes(op))}
+    found: dict[Any, bool] = {}
+
+    def visit(e: Expr) -> Any:
+        key = _node(e, place, tuple(map(visit, children(e))))
+        negation = isinstance(e, prim.Mul) and (is_const(e.a, -1) or is_const(e.b, -1))
+        arithmetic = isinstance(e, ARITHMETIC) or call_name(e) in UNARY or call_name(e) == "pow"
+        if arithmetic and is_float(e) and not negation:
+            found[key] = key in known
+        return key
+
+    body = op.body[0]
+    visit(body.source[0] if isinstance(body, tirx.Reduce) else body)
+    return found
+
+
+def _node(e: Expr, place: Mapping[Any, Any], operands: tuple[Any, ...]) -> Any:
+    """A hashable value equal for structurally equal expressions, axes counting by their position."""
+    if isinstance(e, int):
+        return e
+    if isinstance(e, ir.Var):
+        return place.get(e, e)
+    if isinstance(e, (prim.IntImm, prim.FloatImm)):
+        return (dtype_of(e), e.value)
+    if is_load(e):
+        return ("load", load_tensor(e).op, load_tensor(e).value_index, *operands)
+    return (type(e).__name__, call_name(e), dtype_of(e), *operands)
 
 
 def elements(shape: Iterable[Expr], sizes: Mapping[str, int]) -> int:
@@ -67,36 +116,6 @@ def elements(shape: Iterable[Expr], sizes: Mapping[str, int]) -> int:
             value = const_int(sym.Analyzer().simplify(substitute(extent, known)))
         result *= value
     return result
-
-
-def operations(expr: Expr) -> int:
-    """Float operations in a scalar expression, equal subexpressions once; a change of sign is none."""
-    seen: set[Any] = set()
-
-    def count(e: Expr) -> int:
-        key = expression_key(e)
-        if key in seen:
-            return 0
-        seen.add(key)
-        negation = isinstance(e, prim.Mul) and (is_const(e.a, -1) or is_const(e.b, -1))
-        own = isinstance(e, ARITHMETIC) or call_name(e) in UNARY or call_name(e) == "pow"
-        return int(own and is_float(e) and not negation) + sum(map(count, children(e)))
-
-    return count(expr)
-
-
-def expression_key(expr: Expr) -> Any:
-    """A hashable value that is equal for structurally equal expressions."""
-    if isinstance(expr, int):
-        return expr
-    if isinstance(expr, ir.Var):
-        return expr
-    if isinstance(expr, (prim.IntImm, prim.FloatImm)):
-        return (dtype_of(expr), expr.value)
-    if is_load(expr):
-        tensor = load_tensor(expr)
-        return ("load", tensor.op, tensor.value_index, *map(expression_key, children(expr)))
-    return (type(expr).__name__, call_name(expr), dtype_of(expr), *map(expression_key, children(expr)))
 
 
 def classify(op: te.ComputeOp) -> str:

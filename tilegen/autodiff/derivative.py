@@ -64,8 +64,19 @@ def wide(expr: Expr) -> Expr:
 
 
 def multiply(a: Expr, b: Expr) -> Expr:
-    """a * b without factors of one."""
-    return b if is_const(a, 1) else a if is_const(b, 1) else a * b
+    """a * b without factors of one, adjacent literals multiplied."""
+    if is_const(a, 1):
+        return b
+    if is_const(b, 1):
+        return a
+    if isinstance(b, prim.FloatImm) and isinstance(a, prim.Mul) and isinstance(a.b, prim.FloatImm):
+        return multiply(a.a, tirx.const(a.b.value * b.value, dtype_of(b)))
+    return a * b
+
+
+def negate(expr: Expr) -> Expr:
+    """The negative of `expr`."""
+    return multiply(expr, tirx.const(-1, dtype_of(expr)))
 
 
 def pull_back(
@@ -90,17 +101,17 @@ def pull_back(
         to(expr.b, adjoint)
     elif isinstance(expr, prim.Sub):
         to(expr.a, adjoint)
-        to(expr.b, -adjoint)
+        to(expr.b, negate(adjoint))
     elif isinstance(expr, prim.Mul):
         if same(expr.a, expr.b):
-            to(expr.a, multiply(adjoint * 2, wide(expr.a)))
+            to(expr.a, multiply(multiply(adjoint, tirx.const(2, dtype_of(adjoint))), wide(expr.a)))
         else:
             to(expr.a, multiply(adjoint, wide(expr.b)))
             to(expr.b, multiply(adjoint, wide(expr.a)))
     elif isinstance(expr, prim.Div):
         to(expr.a, adjoint / wide(expr.b))
         if has_load(expr.b):
-            to(expr.b, -(adjoint * y / wide(expr.b)))
+            to(expr.b, negate(adjoint * y / wide(expr.b)))
     elif isinstance(expr, (prim.Max, prim.Min)):
         _extremum(expr, adjoint, to)
     elif isinstance(expr, prim.Cast):

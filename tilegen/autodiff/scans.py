@@ -13,6 +13,7 @@ Where a sequence starts, nothing is sent back: the reset of step t + 1 resets th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -150,7 +151,9 @@ class _ScanAdjoint:
         if self.spec.kind == "logsumexp":
             value = guarded([self.exists(self.y(*i))], tirx.exp(self.x(*i) - self.y(*i)) * value)
         terms = [(self.x, Term(i, value))]
-        if self.decay is not None:
+        if self.decay is not None and self.steady():
+            terms.append(self.steady_decay_term())
+        elif self.decay is not None:
             terms.append(self.decay_term(lambda i: self.from_before(i, step(i))))
         if self.initial is not None:
             terms.append(self.initial_term(factor, step))
@@ -175,13 +178,41 @@ class _ScanAdjoint:
         """No guard, or that step `i` starts no sequence."""
         return [tirx.Not(c) for c in self.is_reset(i)]
 
-    def decay_term(self, value: Any) -> Contribution:
-        """`value` summed over the axes along which the decay is broadcast."""
+    def steady(self) -> bool:
+        """Whether one decay serves all steps of a sequence."""
+        return const_int(self.decay.shape[self.axis]) == 1 and const_int(self.length) != 1
+
+    def steady_decay_term(self) -> Contribution:
+        """The sum over steps of dy[t] e[t] with e[t] = dy[t]/df = f e[t-1] + y[t-1], a scan the way of the scan itself.
+
+        It meets y as it is computed; the sum of dx[t] y[t-1] would need one of two opposite scans in memory.
+        """
+        names, axis = axis_names(self.x), self.axis
+
+        def fed(*i: Any) -> Expr:
+            conditions, previous = self.before(i)
+            return guarded([*conditions, *self.continues(i)], previous)
+
+        feed = compute(self.shape, fed, f"{self.op.name}_before", axes=names)
+        slope = scan(feed, axis=axis, decay=self.decay, reset=self.reset, reverse=self.spec.reverse, name=f"{self.op.name}_slope")
+        time = te.reduce_axis((0, self.length), names[axis])
+        at = lambda i: [*i[:axis], time.var, *i[axis:]]
+        rest = [k for k in range(len(self.shape)) if k != axis]
+        each = compute(
+            [self.shape[k] for k in rest],
+            lambda *i: te.sum(self.dy(*at(i)) * slope(*at(i)), axis=time),
+            f"d{self.decay.op.name}_each",
+            axes=[names[k] for k in rest],
+        )
+        return self.decay_term(lambda i: each(*self.carried(i)), over=rest)
+
+    def decay_term(self, value: Any, over: Sequence[int] | None = None) -> Contribution:
+        """`value` summed over the axes along which the decay is broadcast; only those of `over` if given."""
         target = fresh(self.decay)
         narrow = [
             k
             for k, (m, n) in enumerate(zip(self.decay.shape, self.shape, strict=True))
-            if const_int(m) == 1 and const_int(n) != 1
+            if const_int(m) == 1 and const_int(n) != 1 and (over is None or k in over)
         ]
         inner = {k: tirx.Var(f"r{k}", "int32") for k in narrow}
         body = value([inner.get(k, v) for k, v in enumerate(target)])

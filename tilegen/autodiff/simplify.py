@@ -7,8 +7,9 @@ inlines into its copies.  Only indices and guards are simplified, never float ar
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tvm_ffi
@@ -32,6 +33,7 @@ from tilegen.expression.walkers import (
     load_tensor,
     prim,
     rewrite,
+    same,
     size_estimate,
     substitute,
     total,
@@ -73,14 +75,21 @@ def unroll(term: Term, shape: Sequence[Expr]) -> Term:
     conditions, value = split_guard(term.body)
     domain = list(zip(term.target, shape, strict=True))
     ana = analyzer(domain)
-    parts = []
+    parts: list[tuple[list[Expr], Expr]] = []
     for point in itertools.product(*map(range, extents)):
         at = {v: tirx.const(p, "int32") for (v, _), p in zip(term.axes, point, strict=True)}
         where = prune([simplify_indices(substitute(c, at), ana, domain) for c in conditions], ana)
         if not any(is_const(c, 0) for c in where):
-            parts.append(guarded(where, simplify_indices(substitute(value, at), ana, domain)))
-    zero = tirx.const(0, dtype_of(term.body))
-    return Term(term.target, total(parts) if parts else zero, [], term.scale, term.guards)
+            parts.append((where, simplify_indices(substitute(value, at), ana, domain)))
+    body = guarded_sum(parts) if parts else tirx.const(0, dtype_of(term.body))
+    return Term(term.target, body, [], term.scale, term.guards)
+
+
+def guarded_sum(parts: Sequence[tuple[list[Expr], Expr]]) -> Expr:
+    """The sum of guarded parts, the guards that all have in common around it."""
+    common = [g for g in parts[0][0] if all(any(same(g, h) for h in guards) for guards, _ in parts)]
+    left = [([g for g in guards if not any(same(g, h) for h in common)], part) for guards, part in parts]
+    return guarded(common, total([guarded(rest, part) for rest, part in left]))
 
 
 def hoist(term: Term) -> Term:
@@ -90,28 +99,41 @@ def hoist(term: Term) -> Term:
     conditions, value = split_guard(term.body)
     inner = {v for v, _ in term.axes}
     bound = any(inner & set(variables(c)) or has_load(c) for c in conditions)
-    outside, inside = [], []
-    for factor in factors(value):
-        independent = is_const_expr(factor) if bound else not inner & set(variables(factor))
-        (outside if independent else inside).append(factor)
-    if not outside or not inside:
+
+    def independent(factor: Expr) -> bool:
+        return is_literal(factor) if bound else not inner & set(variables(factor))
+
+    above, below = quotient(value)
+    outside = _join(filter(independent, above), filter(independent, below), dtype_of(value))
+    inside = _join(itertools.filterfalse(independent, above), itertools.filterfalse(independent, below), dtype_of(value))
+    if is_const(outside, 1) or is_literal(inside):
         return term
-    scale, product = _product(outside), _product(inside)
     # Where the sum is empty the factors are neither read nor multiplied: the guards stay on both sides.
-    guards = conditions if any(not is_const_expr(f) for f in outside) else []
-    return Term(term.target, guarded(conditions, product), term.axes, scale, term.guards + guards)
+    guards = [] if is_literal(outside) else conditions
+    return Term(term.target, guarded(conditions, inside), term.axes, outside, term.guards + guards)
 
 
-def is_const_expr(expr: Expr) -> bool:
+def is_literal(expr: Expr) -> bool:
     """Whether `expr` is a literal."""
     return isinstance(expr, (prim.FloatImm, prim.IntImm))
 
 
-def _product(parts: Sequence[Expr]) -> Expr:
-    result = parts[0]
-    for part in parts[1:]:
-        result = multiply(result, part)
-    return result
+def quotient(expr: Expr) -> tuple[list[Expr], list[Expr]]:
+    """The factors of a product of quotients above and below the line."""
+    if isinstance(expr, prim.Mul):
+        (a, b), (c, d) = quotient(expr.a), quotient(expr.b)
+        return a + c, b + d
+    if isinstance(expr, prim.Div):
+        (a, b), (c, d) = quotient(expr.a), quotient(expr.b)
+        return a + d, b + c
+    return [expr], []
+
+
+def _join(above: Iterable[Expr], below: Iterable[Expr], dtype: str) -> Expr:
+    """The product of the factors above the line over that of those below."""
+    one = tirx.const(1, dtype)
+    top, bottom = (functools.reduce(multiply, parts, one) for parts in (above, below))
+    return top if is_const(bottom, 1) else top / bottom
 
 
 def is_contraction(a: Expr, b: Expr, inner: set[Any]) -> bool:
@@ -177,7 +199,7 @@ def split_products(term: Term) -> list[Term]:
     inner = {v for v, _ in term.axes}
     addends = _addends(value)
     for addend in addends:
-        reads = [f for f in factors(addend) if not is_const_expr(f)]
+        reads = [f for f in factors(addend) if not is_literal(f)]
         if len(reads) != 2 or not all(map(is_load, reads)) or not is_contraction(*reads, inner):
             return [term]
     return [Term(term.target, guarded(conditions, a), term.axes, term.scale, term.guards) for a in addends]
