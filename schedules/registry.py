@@ -5,10 +5,11 @@ from __future__ import annotations
 from tilegen.errors import ScheduleError
 from tilegen.schedules.llvm.map import Map
 from tilegen.schedules.llvm.reduce import Reduce
+from tilegen.schedules.llvm.tile import Tile
 from tilegen.schedules.llvm.walk import Walk
 from tilegen.schedules.rule import Rule, View
 
-RULES: dict[str, list[Rule]] = {"llvm": [Walk(), Map(), Reduce()]}
+RULES: dict[str, list[Rule]] = {"llvm": [Tile(), Walk(), Map(), Reduce()]}
 
 
 def rule_for(view: View, kind: str) -> Rule:

@@ -17,6 +17,10 @@ from tvm.ir.prim import expr as prim
 from tilegen.errors import ScheduleError
 
 
+INNER = "tilegen.inner"
+"""Annotation of a block in a tile kernel: how many of its loops, counted from the innermost, lie inside the tile."""
+
+
 class Decide(Protocol):
     """``decide(name, candidates, default)`` gives one of `candidates`, as an int or as a sampled variable."""
 
@@ -88,6 +92,17 @@ class View:
         """The roles of the blocks that the kernel has."""
         prefix = f"{self.kernel}_"
         return {name[len(prefix) :] for name in block_names(self.sch.mod["main"]) if name.startswith(prefix)}
+
+    def in_order(self) -> list[str]:
+        """The roles of the kernel's blocks in program order."""
+        prefix = f"{self.kernel}_"
+        return [name[len(prefix) :] for name in block_names(self.sch.mod["main"]) if name.startswith(prefix)]
+
+    def inner_loops(self, block: Any) -> list[Any]:
+        """The loops of a tile kernel's block that lie inside the tile."""
+        count = int(self.sch.get(block).annotations[INNER])
+        loops = list(self.sch.get_loops(block))
+        return loops[len(loops) - count :]
 
     def block(self, role: str) -> Any:
         """The block of a role."""

@@ -25,8 +25,10 @@ from tvm.tirx.script.builder import ir as T
 from tilegen.errors import PlanError
 from tilegen.expression.walkers import WIDE, prim
 from tilegen.plan import stages
+from tilegen.plan.emit_tile import emit_tile
 from tilegen.plan.evaluate import Evaluator, MathRule, identity
 from tilegen.plan.kernel import Kernel
+from tilegen.plan.tiles import TileKernel
 
 Buffers = Mapping[te.Tensor, Any]
 
@@ -45,8 +47,15 @@ def prim_func(
                 buffers[tensor] = T.arg(param, declared)
             with T.sblock("root"):
                 for kernel in kernels:
-                    {"walk": _walk, "map": _map, "reduce": _reduce}[kernel.pattern](kernel, buffers, math or (lambda expr, bind: expr))
+                    # A scope of its own: what a schedule primitive must prove, it proves about this kernel alone.
+                    with T.sblock(f"scope_{kernel.name}"):
+                        EMITTERS[kernel.pattern](kernel, buffers, math or (lambda expr, bind: expr))
     return builder.get()
+
+
+def _tile(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
+    assert isinstance(kernel, TileKernel)
+    emit_tile(kernel, buffers, math)
 
 
 def _loops(kernel: Kernel, extents: Sequence[Any], body: Callable[[list[Any]], None]) -> None:
@@ -182,3 +191,6 @@ def _reduce(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
         if kernel.emits:
             raise PlanError(f"kernel '{kernel.name}': a reduction cannot write inside its loops")
         _finals(kernel, buffers, math, state, {})
+
+
+EMITTERS: dict[str, Callable[[Kernel, Buffers, MathRule], None]] = {"walk": _walk, "map": _map, "reduce": _reduce, "tile": _tile}

@@ -64,6 +64,7 @@ class Evaluator:
         self.bound: dict[tuple[te.Tensor, Any], Any] = {}
         self.latches: Mapping[te.Tensor, Any] = {}
         self.ending = False
+        self.computing: set[te.Tensor] = set()
         self.written = set(kernel.writes())  # being written here, so not yet to be read
 
     # ---------------------------------------------------------------- entry points
@@ -101,10 +102,14 @@ class Evaluator:
 
     def reduce_step(self, anchor: te.Tensor, steps: Sequence[Any]) -> Any:
         """The accumulator of a reduction after adding the element at `steps`."""
+        before = self.previous[anchor] if anchor in self.previous else self.state[anchor][tuple(self.point)]
+        return self.reduce_value(anchor, steps, before)
+
+    def reduce_value(self, anchor: te.Tensor, steps: Sequence[Any], before: Any) -> Any:
+        """`before` combined with the element at `steps`."""
         mapping = dict(zip(stages.axes(anchor), self.point, strict=True))
         mapping |= {axis.var: step for axis, step in zip(stages.reduce_axes(anchor), steps, strict=True)}
         value = self._resolve(substitute(stages.body(anchor), mapping))
-        before = self.previous[anchor] if anchor in self.previous else self.state[anchor][tuple(self.point)]
         return combine(stages.reduction(anchor), before, self.math(value))
 
     def at_point(self, tensor: te.Tensor) -> Any:
@@ -119,6 +124,37 @@ class Evaluator:
         if tensor in self.state:
             return self.previous[tensor]
         return self._stage(tensor, self.point)
+
+    def value_at(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
+        """The value of a stage at any indices, functions written out."""
+        value = self.element(tensor, indices) if tensor in self.buffers and tensor not in self.computing else self._stage(tensor, list(indices))
+        return self.math(value)
+
+    def walk_value(self, scan: te.Tensor, sources: Mapping[str, te.Tensor], indices: Sequence[Any], before: Any) -> Any:
+        """The state of a scan after the element at `indices`, given the one before."""
+        spec, dtype = scan_spec(scan.op), str(scan.dtype)
+        if spec.reset:
+            kind = {"logsumexp": "max"}.get(spec.kind, spec.kind)
+            start = self.element(sources["reset"], _broadcast_indices(sources["reset"], indices))
+            before = tirx.Select(start != 0, identity(kind, dtype), before)
+        if spec.decay:
+            before = before * self.element(sources["decay"], _broadcast_indices(sources["decay"], indices))
+        return self.math(combine(spec.kind, before, self.element(sources["x"], indices)))
+
+    def scan_value(
+        self, scan: te.Tensor, sources: Mapping[str, te.Tensor], here: Sequence[Any], there: Sequence[Any], first: Any, buffer: Any
+    ) -> Any:
+        """An element of a scan that reads its result back: at `here`, with the element before at `there`."""
+        spec = scan_spec(scan.op)
+        kind = {"logsumexp": "max"}.get(spec.kind, spec.kind)
+        initial = sources.get("initial")
+        start = identity(kind, str(scan.dtype))
+        if initial is not None:
+            start = self.element(initial, [i for k, i in enumerate(here) if k != spec.axis])
+        if not spec.exclusive:
+            return self.walk_value(scan, sources, here, tirx.if_then_else(first, start, buffer[tuple(there)]))
+        after = self.walk_value(scan, sources, there, buffer[tuple(there)])
+        return tirx.if_then_else(first, start, after)
 
     # ---------------------------------------------------------------- elements
 
@@ -162,8 +198,7 @@ class Evaluator:
         return rewrite(selects(rewrite(expr, ir.Call, load), self.point), prim.Cast, plain_cast)
 
     def _broadcast(self, tensor: te.Tensor) -> Any:
-        at = [tirx.const(0, "int32") if const_int(n) == 1 else i for i, n in zip(self.full, tensor.shape, strict=True)]
-        return self.element(tensor, at)
+        return self.element(tensor, _broadcast_indices(tensor, self.full))
 
     def _same(self, a: Sequence[Any], b: Sequence[Any]) -> bool:
         return len(a) == len(b) and all(stages.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -192,6 +227,11 @@ class Evaluator:
         var = T.Bind(keep(value))
         IRBuilder.name(name.replace(".", "_"), var)
         return var
+
+
+def _broadcast_indices(tensor: te.Tensor, indices: Sequence[Any]) -> list[Any]:
+    """`indices` with 0 where `tensor` has one element for all."""
+    return [tirx.const(0, "int32") if const_int(n) == 1 else i for i, n in zip(indices, tensor.shape, strict=True)]
 
 
 def plain_cast(cast: Any) -> Any:

@@ -11,7 +11,7 @@ from tvm import te
 from tilegen.expression.scan import scan_spec
 from tilegen.plan import stages
 
-Pattern = Literal["walk", "map", "reduce"]
+Pattern = Literal["walk", "map", "reduce", "tile"]
 
 
 @dataclass

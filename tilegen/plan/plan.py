@@ -22,6 +22,7 @@ from tilegen.plan.evaluate import MathRule
 from tilegen.plan.graphs import Graph, backward_graph, forward_graph
 from tilegen.plan.kernel import Kernel
 from tilegen.plan.partition import Partition
+from tilegen.plan.tiles import TilePartition, has_tiles
 
 SLACK = 1.02
 """A plan must be this much faster to be worth more saved memory."""
@@ -140,7 +141,7 @@ def plan_backward(forward: Graph, back: Graph, saved: Sequence[te.Tensor]) -> Fu
 
 def _function(name: str, given: list[PlanArg], results: list[PlanArg]) -> FunctionPlan:
     ready = [arg.tensor for arg in given]
-    partition = Partition([arg.tensor for arg in results], ready)
+    partition = partitioned([arg.tensor for arg in results], ready)
     written = {arg.tensor for arg in results}
     inner = [t for kernel in partition.kernels for t in kernel.writes() if t not in written]
     workspace = [PlanArg(f"workspace_{k}_{label(t)}", "workspace", t) for k, t in enumerate(inner)]
@@ -152,6 +153,13 @@ def _function(name: str, given: list[PlanArg], results: list[PlanArg]) -> Functi
         function.args = [arg for arg in function.args if arg.tensor in used]
     _check_symbols(function)
     return function
+
+
+def partitioned(outputs: list[te.Tensor], ready: list[te.Tensor]) -> Partition | TilePartition:
+    """The kernels of a graph: by tiles where it has reductions inside tiles, by walks and maps elsewhere."""
+    if has_tiles([op.output(0) for op in topological(outputs) if not isinstance(op, te.PlaceholderOp)]):
+        return TilePartition(outputs, ready)
+    return Partition(outputs, ready)
 
 
 def _check_symbols(function: FunctionPlan) -> None:

@@ -1,0 +1,310 @@
+"""Tile kernels as TIR.
+
+::
+
+    parallel for the outer axes that are not walked:
+        state before the first tile
+        for the walked axis, if there is one:
+            one loop nest for every local stage, in order
+            one for every result, which writes its part of memory
+            the state moves on
+
+Local stages have buffers over their whole domain, which compact to one tile; a state has one without the walked axis.
+A contraction reads its operands through copies in which the vectorised axis is contiguous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tvm import ir, sym, te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from tilegen.expression.scan import scan_inputs, scan_spec
+from tilegen.expression.walkers import conjunction, const_int, substitute
+from tilegen.plan import stages
+from tilegen.plan.evaluate import Evaluator, MathRule, identity
+from tilegen.plan.frames import outer_rank
+from tilegen.plan.tiles import TileKernel
+from tilegen.schedules.rule import INNER
+
+class State:
+    """A walked scan as something to index: the current tile's state, or the one before."""
+
+    def __init__(self, scan: te.Tensor, walked: int, at: Any, before: Any, after: Any):
+        self.scan, self.walked, self.at, self.before, self.after = scan, walked, at, before, after
+
+    def __getitem__(self, indices: Sequence[Any]) -> Any:
+        rest = [i for k, i in enumerate(indices) if k != self.walked]
+        here = stages.equal(indices[self.walked], self.at)
+        exclusive = scan_spec(self.scan.op).exclusive
+        return (self.after if here and not exclusive else self.before)[tuple(rest)]
+
+
+class TileEvaluator(Evaluator):
+    """Values in a tile: every index is simplified before it is used."""
+
+    def __init__(self, kernel: TileKernel, buffers: Mapping[te.Tensor, Any], math: MathRule, point: Sequence[Any], analyzer: Any):
+        super().__init__(kernel, buffers, math, point, None, {})
+        self.analyzer = analyzer
+        self.written = set()
+
+    def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
+        """One element, at simplified indices."""
+        return super().element(tensor, [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in indices])
+
+
+class TileEmitter:
+    """Emits one kernel into the function being built."""
+
+    def __init__(self, kernel: TileKernel, buffers: Mapping[te.Tensor, Any], math: MathRule):
+        self.kernel, self.math = kernel, math
+        self.targets = {t: buffers[t] for t in kernel.emits}
+        self.memory = {t: b for t, b in buffers.items() if t not in self.targets}
+        self.count = 0
+        self.binding: dict[Any, Any] = {}  # block variables of the nest being emitted -> its loops
+        self.rank = len(kernel.space)
+        self.parallel = [k for k in range(self.rank) if k != kernel.walked]
+        self.local = {t: self._buffer(t.op.name, list(t.shape), t) for t in kernel.locals}
+        self.before = {t: self._buffer(f"{t.op.name}_before", self._unwalked(t), t) for t in kernel.anchors}
+        self.after = {t: self._buffer(f"{t.op.name}_after", self._unwalked(t), t) for t in kernel.anchors}
+
+    def emit(self) -> None:
+        """The whole kernel."""
+        kernel = self.kernel
+        with ExitStack() as stack:
+            task = stack.enter_context(T.parallel(0, _product(kernel.space[k] for k in self.parallel))) if self.parallel else None
+            at: list[Any] = [None] * self.rank
+            rest = task
+            for k in reversed(self.parallel):
+                # The first axis is what is left of the task number: no remainder to take.
+                at[k] = rest if k == self.parallel[0] else tirx.floormod(rest, kernel.space[k])
+                rest = tirx.floordiv(rest, kernel.space[k])
+            if kernel.walked is None:
+                self._body(at)
+                return
+            for scan in kernel.anchors:
+                self._start(scan, at)
+            step = stack.enter_context(T.serial(0, kernel.extent))
+            at[kernel.walked] = kernel.extent - 1 - step if kernel.reverse else step
+            # A scope of its own for the step: the state that moves on behind it is a write after a read.
+            with T.sblock(f"scope_{kernel.name}_step"):
+                self._body([T.axis.spatial(n, index) for n, index in zip(kernel.space, at, strict=True)])
+            for scan in kernel.anchors:
+                self._copy(self.after[scan], self.before[scan], self._parallel_at(at), self._inner_of(scan))
+
+    def _body(self, at: list[Any]) -> None:
+        own = {*self.kernel.locals, *self.kernel.anchors}
+        for tensor in sorted(own, key=self._position):
+            if tensor in self.after:
+                self._advance(tensor, at)
+            elif stages.kind(tensor) == "scan":
+                self._inner_scan(tensor, at)
+            else:
+                self._reduce(tensor, at)
+        for tensor in self.kernel.emits:
+            self._write(tensor, at)
+
+    def _position(self, tensor: te.Tensor) -> int:
+        return self.kernel.order[tensor]
+
+    # ---------------------------------------------------------------- nests
+
+    def _nest(
+        self,
+        role: str,
+        at: Sequence[Any],
+        extents: Sequence[Any],
+        over: Sequence[Any],
+        body: Callable[[list[Any], list[Any], list[Any], sym.Analyzer], None],
+    ) -> None:
+        """A block over inner `extents` and reduced `over` at outer point `at`; body(outer, inner, reduced variables, analyzer)."""
+        name = f"{self.kernel.name}_{role}{self.count}"
+        self.count += 1
+        with ExitStack() as stack:
+            ranges = [*extents, *over]
+            loops: list[Any] = []
+            if ranges:
+                frame = stack.enter_context(T.grid(*ranges))
+                loops = [frame] if isinstance(frame, ir.Var) else list(frame)
+            with T.sblock(name):
+                analyzer = sym.Analyzer()
+                spaces = [k for k in range(len(at)) if at[k] is not None]
+                outer: list[Any] = [None] * len(at)
+                for k in spaces:
+                    outer[k] = T.axis.spatial(self.kernel.space[k], at[k])
+                    analyzer.bind(outer[k], ir.Range(0, self.kernel.space[k]))
+                inner = [T.axis.spatial(n, loop) for n, loop in zip(extents, loops, strict=False)]
+                steps = [T.axis.reduce(n, loop) for n, loop in zip(over, loops[len(extents) :], strict=True)]
+                for var, extent in zip([*inner, *steps], ranges, strict=True):
+                    analyzer.bind(var, ir.Range(0, extent))
+                T.sblock_attr({INNER: len(ranges)})
+                self.binding = dict(zip([*[outer[k] for k in spaces], *inner, *steps], [*[at[k] for k in spaces], *loops], strict=True))
+                body(outer, inner, steps, analyzer)
+
+    def _values(self, outer: Sequence[Any], inner: Sequence[Any], analyzer: Any, extra: Mapping[Any, Any] | None = None) -> TileEvaluator:
+        walked = self.kernel.walked
+        states = {t: State(t, walked, outer[walked], self.before[t], self.after[t]) for t in self.kernel.anchors} if walked is not None else {}
+        visible = {**self.memory, **self.local, **states, **(extra or {})}
+        return TileEvaluator(self.kernel, visible, self.math, [*outer, *inner], analyzer)
+
+    def _reduce(self, tensor: te.Tensor, at: Sequence[Any]) -> None:
+        """A reduction over static axes into its local buffer."""
+        over = stages.reduce_axes(tensor)
+        kind, buffer = stages.reduction(tensor), self.local[tensor]
+        extents, ranges = self._inner_of(tensor), [axis.dom.extent for axis in over]
+        identity_ = identity(kind, str(tensor.dtype))
+        packed = self._packed(tensor, at)
+
+        def body(outer: list[Any], inner: list[Any], steps: list[Any], analyzer: sym.Analyzer) -> None:
+            values = self._values(outer, inner, analyzer, packed)
+            with T.init():
+                T.buffer_store(buffer, identity_, [*outer, *inner])
+            T.buffer_store(buffer, values.reduce_value(tensor, steps, buffer[tuple([*outer, *inner])]), [*outer, *inner])
+
+        self._nest("reduce", at, extents, ranges, body)
+
+    def _packed(self, tensor: te.Tensor, at: Sequence[Any]) -> dict[te.Tensor, Any]:
+        """Pointwise operands of a reduction, computed once for the tile instead of once for every sum they enter."""
+        packed: dict[te.Tensor, Any] = {}
+        for source, _ in stages.reads(tensor):
+            if stages.kind(source) != "map" or source in self.memory or source in packed or outer_rank(source) != self.rank:
+                continue
+            if not stages.same_extents(list(source.shape)[: self.rank], self.kernel.space) or not self._aligned(tensor, source):
+                continue
+            packed[source] = self._map(source, at)
+        return packed
+
+    def _aligned(self, tensor: te.Tensor, source: te.Tensor) -> bool:
+        axes = stages.axes(tensor)[: self.rank]
+        return all(
+            len(indices) >= self.rank and all(i.same_as(a) for i, a in zip(indices, axes, strict=False) if hasattr(i, "same_as"))
+            for read, indices in stages.reads(tensor)
+            if read is source or read.same_as(source)
+        )
+
+    def _map(self, tensor: te.Tensor, at: Sequence[Any]) -> Any:
+        """A pointwise stage into a local buffer; computed once a step."""
+        if tensor in self.local:
+            return self.local[tensor]
+        buffer = self._buffer(tensor.op.name, list(tensor.shape), tensor)
+
+        def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
+            values = self._values(outer, inner, analyzer)
+            T.buffer_store(buffer, values.value_at(tensor, [*outer, *inner]), [*outer, *inner])
+
+        self._nest("map", at, self._inner_of(tensor), [], body)
+        self.local[tensor] = buffer
+        return buffer
+
+    def _inner_scan(self, tensor: te.Tensor, at: Sequence[Any]) -> None:
+        """A scan inside the tile: the element before is read back from the result."""
+        spec, sources, buffer = scan_spec(tensor.op), scan_inputs(tensor.op), self.local[tensor]
+        axis = spec.axis - self.rank
+        extents = self._inner_of(tensor)
+        length = extents[axis]
+        order = [*[k for k in range(len(extents)) if k != axis], axis]
+
+        def body(outer: list[Any], loops: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
+            inner: list[Any] = [None] * len(extents)
+            for k, var in zip(order, loops, strict=True):
+                inner[k] = var
+            step = inner[axis]
+            place = (length - 1 - step) if spec.reverse else step
+            inner[axis] = place
+            before_place = place + 1 if spec.reverse else place - 1
+            here = [*outer, *inner]
+            there = [*outer, *inner[:axis], before_place, *inner[axis + 1 :]]
+            values = self._values(outer, inner, analyzer)
+            T.buffer_store(buffer, values.scan_value(tensor, sources, here, there, step == 0, buffer), here)
+
+        self._nest("scan", at, [extents[k] for k in order], [], body)
+
+    # ---------------------------------------------------------------- walked states
+
+    def _start(self, scan: te.Tensor, at: Sequence[Any]) -> None:
+        initial = scan_inputs(scan.op).get("initial")
+        kind = {"logsumexp": "max"}.get(scan_spec(scan.op).kind, scan_spec(scan.op).kind)
+
+        def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
+            place = [o for o in outer if o is not None]
+            values = TileEvaluator(self.kernel, self.memory, self.math, [*place, *inner], analyzer)
+            value = identity(kind, str(scan.dtype)) if initial is None else values.value_at(initial, [*place, *inner])
+            T.buffer_store(self.before[scan], value, [*place, *inner])
+
+        self._nest("start", at, self._inner_of(scan), [], body)
+
+    def _advance(self, scan: te.Tensor, at: Sequence[Any]) -> None:
+        sources = scan_inputs(scan.op)
+        x = sources["x"]
+        operands = {x: self._map(x, at)} if stages.kind(x) == "map" and self._tiled(x) else {}
+        self.local |= operands
+
+        def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
+            values = self._values(outer, inner, analyzer)
+            place = [*self._parallel_at(outer), *inner]
+            value = values.walk_value(scan, sources, [*outer, *inner], self.before[scan][tuple(place)])
+            T.buffer_store(self.after[scan], value, place)
+
+        self._nest("advance", at, self._inner_of(scan), [], body)
+
+    def _copy(self, source: Any, target: Any, at: Sequence[Any], extents: Sequence[Any]) -> None:
+        full: list[Any] = [None] * self.rank
+        for k, index in zip(self.parallel, at, strict=True):
+            full[k] = index
+
+        def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
+            place = [*[o for o in outer if o is not None], *inner]
+            T.buffer_store(target, source[tuple(place)], place)
+
+        self._nest("carry", full, extents, [], body)
+
+    # ---------------------------------------------------------------- results
+
+    def _write(self, tensor: te.Tensor, at: Sequence[Any]) -> None:
+        frame = self.kernel.frames[tensor]
+        target = self.targets[tensor]
+
+        def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
+            indices = frame.indices(outer, inner)
+            guard = conjunction(g for g in frame.guards(tensor, outer, indices) if not analyzer.can_prove(g))
+            if guard is not None:
+                T.where(substitute(guard, self.binding))
+            values = self._values(outer, inner, analyzer)
+            T.buffer_store(target, values.value_at(tensor, indices), indices)
+
+        self._nest("write", at, frame.inner_extents(tensor), [], body)
+
+    # ---------------------------------------------------------------- small things
+
+    def _tiled(self, tensor: te.Tensor) -> bool:
+        return outer_rank(tensor) == self.rank and stages.same_extents(list(tensor.shape)[: self.rank], self.kernel.space)
+
+    def _inner_of(self, tensor: te.Tensor) -> list[Any]:
+        return list(tensor.shape)[self.rank :]
+
+    def _unwalked(self, tensor: te.Tensor) -> list[Any]:
+        return [n for k, n in enumerate(tensor.shape) if k != self.kernel.walked]
+
+    def _parallel_at(self, at: Sequence[Any]) -> list[Any]:
+        return [at[k] for k in self.parallel]
+
+    def _buffer(self, name: str, shape: Sequence[Any], tensor: te.Tensor) -> Any:
+        buffer = T.sblock_alloc_buffer(list(shape) or [1], str(tensor.dtype))
+        IRBuilder.name(f"{self.kernel.name}_{name.replace('.', '_')}", buffer)
+        return buffer
+
+
+def _product(extents: Any) -> Any:
+    result: Any = None
+    for extent in extents:
+        result = extent if result is None else result * extent
+    return result if const_int(result) is None else const_int(result)
+
+
+def emit_tile(kernel: TileKernel, buffers: Mapping[te.Tensor, Any], math: MathRule) -> None:
+    """Emit `kernel`; `buffers` are the function's arguments."""
+    TileEmitter(kernel, buffers, math).emit()

@@ -1,0 +1,237 @@
+"""Frames: which stages can be computed together, tile by tile.
+
+A *tiled* stage has leading axes up to its last symbolic one (its *outer* axes: batch, head, tile number) and static axes
+behind them (its *inner* axes: positions in a tile).  All tiled stages with the same outer axes that read each other at the
+same outer point can live in one kernel: a task owns an outer point, inner values stay in local memory.  A scan along an
+outer axis makes the task walk that axis with the state in local memory.
+
+A result need not be tiled itself: an axis t of it may be read as (t // C, t % C), and an outer axis may be read at one
+fixed place (the last tile).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import sym, te, tirx
+
+from tilegen.expression.scan import scan_spec
+from tilegen.expression.walkers import const_int, prim, substitute, variables
+from tilegen.plan import stages
+from tilegen.plan.access import stage_reads
+
+
+def outer_rank(tensor: te.Tensor) -> int:
+    """The number of leading axes up to the last symbolic one."""
+    symbolic = [k for k, extent in enumerate(tensor.shape) if const_int(extent) is None]
+    return symbolic[-1] + 1 if symbolic else 0
+
+
+def outer(tensor: te.Tensor) -> list[Any]:
+    """The outer extents."""
+    return list(tensor.shape)[: outer_rank(tensor)]
+
+
+def inner(tensor: te.Tensor) -> list[Any]:
+    """The inner extents, all static."""
+    return list(tensor.shape)[outer_rank(tensor) :]
+
+
+def walk_axis(tensor: te.Tensor) -> int | None:
+    """The outer axis that a scan runs along, or None for other stages and for scans inside a tile."""
+    spec = scan_spec(tensor.op)
+    return spec.axis if spec is not None and spec.axis < outer_rank(tensor) else None
+
+
+def is_local(tensor: te.Tensor) -> bool:
+    """Whether a stage is one that a task computes for a tile: a reduction over static axes, or a scan inside a tile."""
+    kind = stages.kind(tensor)
+    if kind == "reduce":
+        return outer_rank(tensor) > 0 and all(const_int(axis.dom.extent) is not None for axis in stages.reduce_axes(tensor))
+    return kind == "scan" and outer_rank(tensor) > 0 and walk_axis(tensor) is None
+
+
+@dataclass
+class Frame:
+    """How a result lies in the outer axes of a kernel.
+
+    Parameters
+    ----------
+    extents : the outer extents of the kernel.
+    axes : for every axis of the result, (outer axis, tile size) it is split over (size 1: it is that axis), or None.
+    fixed : outer axes at which only one place contributes, with that place.
+    """
+
+    extents: list[Any]
+    axes: list[tuple[int, int] | None]
+    fixed: dict[int, Any] = field(default_factory=dict)
+
+    def inner_extents(self, tensor: te.Tensor) -> list[Any]:
+        """The extents of the loops inside a tile that write the result."""
+        found = []
+        for extent, place in zip(tensor.shape, self.axes, strict=True):
+            if place is None:
+                found.append(extent)
+            elif place[1] > 1:
+                found.append(place[1])
+        return found
+
+    def indices(self, at: list[Any], inside: list[Any]) -> list[Any]:
+        """The element of the result at outer point `at` and inner point `inside`."""
+        rest = iter(inside)
+        found = []
+        for place in self.axes:
+            if place is None:
+                found.append(next(rest))
+            else:
+                outer_axis, size = place
+                found.append(at[outer_axis] if size == 1 else at[outer_axis] * size + next(rest))
+        return found
+
+    def guards(self, tensor: te.Tensor, at: list[Any], indices: list[Any]) -> list[Any]:
+        """Conditions under which that element exists and is this task's to write."""
+        found = [at[k] == place for k, place in self.fixed.items()]
+        for extent, index, place in zip(tensor.shape, indices, self.axes, strict=True):
+            if place is not None and place[1] > 1:
+                found.append(index < extent)
+        return found
+
+
+def own_frame(tensor: te.Tensor) -> Frame:
+    """The frame of a tiled stage: its own outer axes."""
+    rank = outer_rank(tensor)
+    return Frame(outer(tensor), [(k, 1) if k < rank else None for k in range(len(tensor.shape))])
+
+
+def frame_of(tensor: te.Tensor, ready: Collection[te.Tensor]) -> Frame | None:
+    """The frame in which a task can compute `tensor`; None when it needs none (it reads nothing but memory)."""
+    if is_local(tensor) or walk_axis(tensor) is not None:
+        return own_frame(tensor)
+    if stages.kind(tensor) != "map":
+        return None
+    axes = stages.axes(tensor)
+    stack: list[tuple[te.Tensor, list[Any]]] = [(tensor, list(axes))]
+    seen: set[str] = set()
+    while stack:
+        current, indices = stack.pop()
+        if current in ready or f"{hash(current)} {indices}" in seen:
+            continue
+        seen.add(f"{hash(current)} {indices}")
+        if current is not tensor and (is_local(current) or walk_axis(current) is not None):
+            found = _fit(axes, outer(current), indices[: outer_rank(current)])
+            if found is not None:
+                return found
+            continue
+        if stages.kind(current) == "map":
+            stack += reversed(stage_reads(current, indices))
+    return None
+
+
+def _fit(axes: list[Any], extents: list[Any], indices: list[Any]) -> Frame | None:
+    """The frame in which a result over `axes` reads a stage at outer `indices`, if those are axes, quotients or fixed."""
+    places: list[tuple[int, int] | None] = [None] * len(axes)
+    fixed: dict[int, Any] = {}
+    own = {axis: k for k, axis in enumerate(axes)}
+    for position, index in enumerate(indices):
+        size, var = 1, index
+        if isinstance(index, prim.FloorDiv) and const_int(index.b) is not None:
+            size, var = const_int(index.b), index.a
+        if isinstance(var, tirx.Var) and var in own:
+            if places[own[var]] is not None:
+                return None
+            places[own[var]] = (position, size)
+        elif not any(v in own for v in variables(index)):
+            fixed[position] = index
+        else:
+            return None
+    return Frame(extents, places, fixed)
+
+
+@dataclass
+class Cone:
+    """What a task computes for a result: local stages, walked scans, and tensors that must be in memory."""
+
+    locals: set[te.Tensor] = field(default_factory=set)
+    walks: set[te.Tensor] = field(default_factory=set)
+    memory: set[te.Tensor] = field(default_factory=set)
+
+
+def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
+    """Everything that computing `tensor` in `frame` needs."""
+    found = Cone()
+    analyzer = sym.Analyzer()
+    at = [tirx.Var(f"o{k}", "int32") for k in range(len(frame.extents))]
+    for var, extent in zip(at, frame.extents, strict=True):
+        _bind(analyzer, var, extent)
+    inside = [tirx.Var(f"i{k}", "int32") for k in range(len(frame.inner_extents(tensor)))]
+    for var, extent in zip(inside, frame.inner_extents(tensor), strict=True):
+        _bind(analyzer, var, extent)
+    place = {at[k]: value for k, value in frame.fixed.items()}
+    seen: set[str] = set()
+
+    def simple(index: Any) -> Any:
+        return analyzer.simplify(index) if hasattr(index, "ty") else index
+
+    def same_place(indices: list[Any], walked: int | None, reverse: bool) -> bool:
+        for k, index in enumerate(indices):
+            wanted = [at[k], *([place[at[k]]] if at[k] in place else [])]
+            if k == walked:
+                wanted.append(at[k] + 1 if reverse else at[k] - 1)
+            if not any(stages.equal(index, w) for w in wanted):
+                return False
+        return True
+
+    def visit(current: te.Tensor, indices: list[Any], top: bool) -> None:
+        indices = [simple(i) for i in indices]
+        key = f"{hash(current)} {indices}"
+        if key in seen or (current in ready and not top):
+            return
+        seen.add(key)
+        rank, axis = outer_rank(current), walk_axis(current)
+        if is_local(current) or axis is not None:
+            spec = scan_spec(current.op)
+            aligned = stages.same_extents(outer(current), frame.extents) and same_place(
+                indices[:rank], axis, bool(spec and spec.reverse)
+            )
+            if not aligned:
+                found.memory.add(current)
+                return
+            (found.walks if axis is not None else found.locals).add(current)
+            # From here on the stage is computed for the whole tile, in variables of its own.
+            own = [tirx.Var(f"n{k}", "int32") for k in range(len(current.shape) - rank)]
+            for var, extent in zip(own, inner(current), strict=True):
+                _bind(analyzer, var, extent)
+            for source, reads_at in _reads(current, [*at, *own], analyzer):
+                visit(source, reads_at, False)
+            return
+        if stages.kind(current) == "map":
+            for source, reads_at in stage_reads(current, indices):
+                visit(source, reads_at, False)
+            return
+        if stages.kind(current) != "input":
+            found.memory.add(current)
+
+    visit(tensor, frame.indices(at, inside), True)
+    return found
+
+
+def _reads(tensor: te.Tensor, indices: list[Any], analyzer: sym.Analyzer) -> list[tuple[te.Tensor, list[Any]]]:
+    """The reads of one element of a stage, reduce axes as fresh variables."""
+    if stages.kind(tensor) != "reduce":
+        return stage_reads(tensor, indices)
+    mapping = {}
+    for axis in stages.reduce_axes(tensor):
+        var = tirx.Var(f"r_{axis.var.name}", "int32")
+        _bind(analyzer, var, axis.dom.extent)
+        mapping[axis.var] = var
+    return [
+        (source, [substitute(i, mapping) if hasattr(i, "ty") else i for i in at]) for source, at in stage_reads(tensor, indices)
+    ]
+
+
+def _bind(analyzer: sym.Analyzer, var: Any, extent: Any) -> None:
+    from tvm import ir
+
+    analyzer.bind(var, ir.Range(0, extent))

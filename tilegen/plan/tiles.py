@@ -1,0 +1,130 @@
+"""Partition of a graph with tiled stages: one kernel for all results that a task can compute from one outer point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tvm import te
+
+from tilegen.expression.scan import scan_spec
+from tilegen.expression.walkers import topological
+from tilegen.plan import stages
+from tilegen.plan.access import anchors_below
+from tilegen.plan.frames import Cone, Frame, cone, frame_of, is_local, walk_axis
+from tilegen.plan.kernel import Kernel
+
+
+@dataclass
+class TileKernel(Kernel):
+    """Tasks over outer points (`space`); each computes `locals` in order and walks `walked` if there are scans along it."""
+
+    frames: dict[te.Tensor, Frame] = field(default_factory=dict)
+    locals: list[te.Tensor] = field(default_factory=list)
+    walked: int | None = None
+    order: dict[te.Tensor, int] = field(default_factory=dict)
+
+
+def has_tiles(tensors: Sequence[te.Tensor]) -> bool:
+    """Whether a graph has reductions inside tiles; without them walks and maps are better."""
+    return any(stages.kind(t) == "reduce" and is_local(t) for t in tensors)
+
+
+class TilePartition:
+    """The kernels that write `outputs`, in execution order; `ready` is in memory before the first."""
+
+    def __init__(self, outputs: Sequence[te.Tensor], ready: Sequence[te.Tensor]):
+        self.ready = set(ready)
+        self.order = {op.output(0): k for k, op in enumerate(topological(outputs))}
+        self.kernels: list[Kernel] = []
+        self.memory: dict[te.Tensor, Kernel] = {}
+        self.cones: dict[te.Tensor, tuple[Frame | None, Cone]] = {}
+        self._demand(list(outputs))
+        for tensor in sorted(self.cones, key=self.order.__getitem__):
+            self._place(tensor)
+        counts: dict[str, int] = {}
+        for kernel in self.kernels:
+            kernel.name = f"{kernel.pattern}{counts.setdefault(kernel.pattern, 0)}"
+            counts[kernel.pattern] += 1
+            if isinstance(kernel, TileKernel):
+                kernel.locals.sort(key=self.order.__getitem__)
+                kernel.anchors.sort(key=self.order.__getitem__)
+
+    def _demand(self, outputs: list[te.Tensor]) -> None:
+        """Every tensor that must be written: the outputs, and what some result reads outside its own outer point."""
+        stack = outputs
+        while stack:
+            tensor = stack.pop()
+            if tensor in self.cones or tensor in self.ready:
+                continue
+            frame = frame_of(tensor, self.ready)
+            if frame is None:
+                needs = Cone(memory=anchors_below(tensor, self.ready))
+            else:
+                needs = cone(tensor, frame, self.ready)
+                # Scans of two directions cannot be walked by one task: what is not walked comes from memory.
+                if len({_direction(scan) for scan in needs.walks}) > 1:
+                    needs = self._one_way(tensor, frame, needs)
+            self.cones[tensor] = (frame, needs)
+            stack += [t for t in needs.memory if t is not tensor]
+
+    def _one_way(self, tensor: te.Tensor, frame: Frame, needs: Cone) -> Cone:
+        """The cone with only the scans of the direction that most of the walked ones have."""
+        directions = [_direction(scan) for scan in needs.walks]
+        if walk_axis(tensor) is not None:
+            kept = _direction(tensor)
+        else:
+            kept = max(sorted(set(directions)), key=directions.count)
+        stored = {scan for scan in needs.walks if _direction(scan) != kept}
+        rest = cone(tensor, frame, self.ready | stored)
+        rest.memory |= {scan for scan in stored if scan is not tensor}
+        return rest
+
+    def _place(self, tensor: te.Tensor) -> None:
+        frame, needs = self.cones[tensor]
+        written = [self.memory[t] for t in needs.memory if t in self.memory]
+        bound = max((self._index(kernel) for kernel in written), default=-1)
+        if frame is None:
+            self._place_plain(tensor, bound)
+            return
+        directions = {_direction(scan) for scan in needs.walks}
+        for kernel in self.kernels[bound + 1 :]:
+            if not isinstance(kernel, TileKernel) or not stages.same_extents(kernel.space, frame.extents):
+                continue
+            if len(directions | {_direction(scan) for scan in kernel.anchors}) <= 1:
+                break
+        else:
+            kernel = TileKernel("tile", list(frame.extents), order=self.order)
+            self.kernels.append(kernel)
+        kernel.frames[tensor] = frame
+        kernel.emits.append(tensor)
+        kernel.locals += [t for t in needs.locals if t not in kernel.locals]
+        kernel.anchors += [t for t in needs.walks if t not in kernel.anchors]
+        if kernel.anchors:
+            kernel.walked, kernel.reverse = _direction(kernel.anchors[0])
+            kernel.extent = kernel.space[kernel.walked]
+        self.memory[tensor] = kernel
+
+    def _place_plain(self, tensor: te.Tensor, bound: int) -> None:
+        """A result that reads nothing but memory, or a reduction over symbolic axes."""
+        if stages.kind(tensor) == "reduce":
+            kernel = Kernel("reduce", list(tensor.shape), anchors=[tensor], finals=[tensor])
+            self.kernels.append(kernel)
+        else:
+            fitting = (k for k in self.kernels[bound + 1 :] if k.pattern == "map" and stages.same_extents(k.space, list(tensor.shape)))
+            kernel = next(fitting, None) or Kernel("map", list(tensor.shape))
+            if not kernel.emits:
+                self.kernels.append(kernel)
+            kernel.emits.append(tensor)
+        self.memory[tensor] = kernel
+
+    def _index(self, kernel: Kernel) -> int:
+        return next(i for i, known in enumerate(self.kernels) if known is kernel)
+
+
+def _direction(scan: te.Tensor) -> tuple[int, bool]:
+    """(outer axis, reversed) of a walked scan."""
+    axis = walk_axis(scan)
+    spec = scan_spec(scan.op)
+    assert axis is not None and spec is not None
+    return axis, spec.reverse
