@@ -12,6 +12,7 @@ from tilegen.schedules.llvm.lanes import lane_candidates
 from tilegen.schedules.rule import Decide, View, divisors
 
 ROWS = [1, 2, 4, 6, 8]
+"""Rows of a register block; with two vectors a row, eight rows fill half of the 32 registers of AVX-512."""
 
 
 class Tile:
@@ -60,12 +61,12 @@ def reduction(view: View, role: str, decide: Decide) -> None:
         return
     *lead, last = space
     lanes, usual = lane_candidates(view.extent(last), view.itemsize(block), view.machine)
-    lane = decide(f"{role}.lanes", lanes, usual)
+    lane = decide(f"{role}.lanes", lanes, 2 * usual if 2 * usual in lanes else usual)
     columns, vector = sch.split(last, [None, lane])
     unrolled: list[Any] = []
     if lead and view.extent(lead[-1]):
         fitting = divisors(view.extent(lead[-1]), ROWS)
-        rows = decide(f"{role}.rows", fitting, max(r for r in fitting if r <= 4))
+        rows = decide(f"{role}.rows", fitting, fitting[-1])
         outer, inner = sch.split(lead[-1], [None, rows])
         lead, unrolled = [*lead[:-1], outer], [inner]
     sch.reorder(*lead, columns, *over, *unrolled, vector)

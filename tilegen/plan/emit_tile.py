@@ -44,6 +44,19 @@ class State:
         return (self.after if here and not exclusive else self.before)[tuple(rest)]
 
 
+class Oriented:
+    """A tensor with a copy in which axis `moved` comes last; the copy serves reads whose index there is `column`."""
+
+    def __init__(self, natural: Any, turned: Any, moved: int):
+        self.natural, self.turned, self.moved = natural, turned, moved
+        self.column: Any = None
+
+    def __getitem__(self, indices: Sequence[Any]) -> Any:
+        if self.column is not None and stages.equal(indices[self.moved], self.column):
+            return self.turned[(*indices[: self.moved], *indices[self.moved + 1 :], indices[self.moved])]
+        return self.natural[tuple(indices)]
+
+
 class TileEvaluator(Evaluator):
     """Values in a tile: every index is simplified before it is used."""
 
@@ -65,6 +78,7 @@ class TileEmitter:
         self.targets = {t: buffers[t] for t in kernel.emits}
         self.memory = {t: b for t, b in buffers.items() if t not in self.targets}
         self.count = 0
+        self.turned: dict[tuple[te.Tensor, int], Any] = {}
         self.binding: dict[Any, Any] = {}  # block variables of the nest being emitted -> its loops
         self.rank = len(kernel.space)
         self.parallel = [k for k in range(self.rank) if k != kernel.walked]
@@ -158,9 +172,14 @@ class TileEmitter:
         extents, ranges = self._inner_of(tensor), [axis.dom.extent for axis in over]
         identity_ = identity(kind, str(tensor.dtype))
         packed = self._packed(tensor, at)
+        turned = self._turned(tensor, at)
 
         def body(outer: list[Any], inner: list[Any], steps: list[Any], analyzer: sym.Analyzer) -> None:
-            values = self._values(outer, inner, analyzer, packed)
+            natural = self._values(outer, inner, analyzer, packed).buffers
+            oriented = {source: Oriented(natural[source], copy, moved) for (source, moved), copy in turned.items()}
+            for view in oriented.values():
+                view.column = inner[-1]
+            values = self._values(outer, inner, analyzer, {**packed, **oriented})
             with T.init():
                 T.buffer_store(buffer, identity_, [*outer, *inner])
             T.buffer_store(buffer, values.reduce_value(tensor, steps, buffer[tuple([*outer, *inner])]), [*outer, *inner])
@@ -177,6 +196,38 @@ class TileEmitter:
                 continue
             packed[source] = self._map(source, at)
         return packed
+
+    def _turned(self, tensor: te.Tensor, at: Sequence[Any]) -> dict[tuple[te.Tensor, int], Any]:
+        """Copies of operands in which the last axis of the result, the vectorised one, is contiguous."""
+        own = stages.axes(tensor)
+        found: dict[tuple[te.Tensor, int], Any] = {}
+        if len(own) <= self.rank:
+            return found
+        for source, indices in stages.reads(tensor):
+            moved = [k for k, i in enumerate(indices) if k >= self.rank and hasattr(i, "same_as") and i.same_as(own[-1])]
+            computed = source in self.local or source in self.after
+            if len(moved) != 1 or moved[0] == len(indices) - 1 or not computed or not self._aligned(tensor, source):
+                continue
+            if all(known is not source for known, _ in found):
+                found[source, moved[0]] = self._turn(source, moved[0], at)
+        return found
+
+    def _turn(self, source: te.Tensor, moved: int, at: Sequence[Any]) -> Any:
+        """A copy of a tile with one axis moved last; made once a step."""
+        if (source, moved) in self.turned:
+            return self.turned[source, moved]
+        order = [k for k in range(len(source.shape)) if k != moved] + [moved]
+        buffer = self._buffer(f"{source.op.name}_turned", [source.shape[k] for k in order], source)
+
+        def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
+            natural: list[Any] = [*outer, *([None] * len(inner))]
+            for k, var in zip(order[self.rank :], inner, strict=True):
+                natural[k] = var
+            T.buffer_store(buffer, self._values(outer, inner, analyzer).element(source, natural), [*outer, *inner])
+
+        self._nest("turn", at, [source.shape[k] for k in order[self.rank :]], [], body)
+        self.turned[source, moved] = buffer
+        return buffer
 
     def _aligned(self, tensor: te.Tensor, source: te.Tensor) -> bool:
         axes = stages.axes(tensor)[: self.rank]
