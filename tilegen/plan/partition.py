@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import networkx as nx
 from tvm import te, tirx
 
-from tilegen.expression.walkers import find, call_name, size_estimate, topological
+from tilegen.expression.walkers import call_name, find, is_load, size_estimate, topological
 from tilegen.plan import stages
 from tilegen.plan.access import anchors_below, fusible, latched
 from tilegen.plan.kernel import Kernel, kernel_for
@@ -139,7 +139,32 @@ class Partition:
                     found.append(tensor)
                 else:
                     stack += [source for source, _ in stages.reads(tensor)]
+        found += [tensor for kernel in self.kernels if kernel.pattern == "walk" for tensor in self._steady_operands(kernel)]
         return [tensor for tensor in self.order if tensor in set(found) and tensor in needed]
+
+    def _steady_operands(self, kernel: Kernel) -> list[te.Tensor]:
+        """What every step of a walk would compute anew though it is the same for many of them: coefficients, most often."""
+        found: list[te.Tensor] = []
+        points = size_estimate(kernel.domain())
+        stack = [*kernel.anchors, *kernel.emits]
+        seen = set(stack)
+        while stack:
+            for source, _ in stages.reads(stack.pop()):
+                if source in seen or source in self.ready or stages.kind(source) != "map":
+                    continue
+                seen.add(source)
+                copies = is_load(stages.body(source))
+                if points >= REUSE * size_estimate(source.shape) and not copies and self._costly_below(source):
+                    found.append(source)
+                else:
+                    stack.append(source)
+        return found
+
+    def _costly_below(self, tensor: te.Tensor) -> bool:
+        """Whether a pointwise stage, or one that it is made from, is costly."""
+        if tensor in self.ready or stages.kind(tensor) != "map":
+            return False
+        return _costly(tensor) or any(self._costly_below(source) for source, _ in stages.reads(tensor))
 
     # ---------------------------------------------------------------- materialisation
 
@@ -152,7 +177,7 @@ class Partition:
 
     def _cut(self, kernel: Kernel) -> None:
         """Write the cheapest set of tensors through which all values from earlier kernels reach `kernel`."""
-        graph = nx.DiGraph()
+        graph, index = nx.DiGraph(), self._index(kernel)
         members = {*kernel.anchors, *kernel.writes()}
         seen: set[te.Tensor] = set()
         names: dict[te.Tensor, int] = {}
@@ -169,7 +194,9 @@ class Partition:
             own = tensor in members
             earlier = tensor in self.home and not own
             me = node(tensor)
-            graph.add_edge((me, "in"), (me, "out"), **({} if own else {"capacity": self._price(tensor)}))
+            # What only this kernel (or a later one) can compute must not be asked of memory.
+            here = own or self._bound(tensor) >= index
+            graph.add_edge((me, "in"), (me, "out"), **({} if here else {"capacity": self._price(tensor)}))
             if own:
                 graph.add_edge((me, "out"), "sink")
             if earlier:
