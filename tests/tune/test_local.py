@@ -11,33 +11,14 @@ import numpy as np
 import pytest
 import tune_calls
 import tune_kernels as kernels
+from tune_kernels import HOST, task
 
 from tilegen.errors import BuildError, ScheduleError
 from tilegen.tune.engine import Candidate
 from tilegen.tune.local import Backend, Limits, LocalEvaluator, Workshop
-from tilegen.tune.records import RecordKey
 from tilegen.tune.space import Space
-from tilegen.tune.task import Task
 
-# isort: split
-from tvm.target import Target
-
-HOST = Target({"kind": "llvm", "num-cores": 2})
-KEY = RecordKey("walk", {}, {"C": kernels.C}, "float32", "forward", "walk0", "test.walk", 1, "x86_64-v4")
 KINDS = list(tune_calls.BEHAVIOURS)
-
-
-def task(**changes: Any) -> Task:
-    parts: dict[str, Any] = {
-        "key": KEY,
-        "mod": kernels.module(2, 64),
-        "symbolic": kernels.module(),
-        "rule": kernels.rule,
-        "reference": kernels.reference,
-        "sizes": {"B": 2, "N": 64},
-        "ragged": {"B": 3, "N": 13},
-    }
-    return Task(**(parts | changes))
 
 
 def behave(sch: Any) -> None:

@@ -13,8 +13,14 @@ _tvm.ensure()
 import tvm  # noqa: E402
 from tvm import tirx  # noqa: E402
 from tvm.script import tirx as T  # noqa: E402
+from tvm.target import Target  # noqa: E402
+
+from tilegen.tune.records import RecordKey  # noqa: E402
+from tilegen.tune.task import Task  # noqa: E402
 
 C = 64
+HOST = Target({"kind": "llvm", "num-cores": 2})
+KEY = RecordKey("walk", {}, {"C": C}, "float32", "forward", "walk0", "test.walk", 1, "x86_64-v4")
 
 
 def module(B: int | None = None, N: int | None = None) -> tvm.IRModule:
@@ -81,3 +87,17 @@ def reference(inputs: dict[str, Any]) -> dict[str, Any]:
     """The same in float64."""
     w = 1 / (1 + inputs["K"].astype(np.float64) ** 2)
     return {"Y": np.cumsum(w * inputs["V"].astype(np.float64), 1) / np.cumsum(w, 1)}
+
+
+def task(**changes: Any) -> Task:
+    """The kernel above as a tuning task."""
+    parts: dict[str, Any] = {
+        "key": KEY,
+        "mod": module(2, 64),
+        "symbolic": module(),
+        "rule": rule,
+        "reference": reference,
+        "sizes": {"B": 2, "N": 64},
+        "ragged": {"B": 3, "N": 13},
+    }
+    return Task(**(parts | changes))

@@ -28,8 +28,6 @@ SYMBOL = "main"
 
 def setup() -> None:
     """Import what building needs before the first candidate's clock starts."""
-    import tvm.s_tir.tensor_intrin  # noqa: F401  # registers the intrinsics that a trace may name
-
     import tilegen.plan.plan  # noqa: F401  # registers the operators that kernels may hold
 
 

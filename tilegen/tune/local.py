@@ -151,11 +151,12 @@ class LocalEvaluator:
             for reply in self.workshop.builders.run(self._build_jobs(batch), deadline):
                 yield from self._after_build(reply, deadline)
             return
-        built = []
-        for reply in self.workshop.builders.run(self._build_jobs(batch), deadline):
-            built.append(reply)
-        for reply in built:
-            yield from self._after_build(reply, deadline)
+        # In small groups: what is built should be measured before the time is up, or the process is killed.
+        group = 2 * self.workshop.builders.size
+        for start in range(0, len(batch), group):
+            built = list(self.workshop.builders.run(self._build_jobs(batch[start : start + group]), deadline))
+            for reply in built:
+                yield from self._after_build(reply, deadline)
 
     def rank(self, points: Sequence[Decisions], seconds: float) -> list[list[float]]:
         """Samples of several points, taken in turns; a point that is not built yet is built."""

@@ -1,0 +1,100 @@
+"""What a tuning call found, kernel by kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tilegen.tune.progress import duration
+
+STOPPED = {
+    "trials": "all trials done",
+    "time": "time is up",
+    "exhausted": "whole space searched",
+    "failing": "stopped: a whole batch was rejected",
+    "known": "nothing left to do",
+}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The search of one kernel.
+
+    Parameters
+    ----------
+    seconds, spread : the winner's median and the distance between its quartiles, from the final ranking.
+    default_seconds : the same median for the rule's default; None when the default is not valid.
+    before_seconds : the same for what was used until now (a record, else the default); None when neither is valid.
+    decisions : the winner's.
+    stopped : why the search ended, a key of `STOPPED`.
+    rejected : how many candidates were rejected, by kind.
+    correlation : the model's rank correlation, see `MetaScheduleProposer.rank_correlation`.
+    """
+
+    name: str
+    trials: int
+    space: int
+    seconds: float
+    spread: float
+    default_seconds: float | None
+    before_seconds: float | None
+    decisions: list[int]
+    stopped: str
+    rejected: dict[str, int]
+    correlation: float | None
+    record: str | None
+    log: Path | None
+
+    @property
+    def gain(self) -> float | None:
+        """How many times faster than the default."""
+        return self.default_seconds / self.seconds if self.default_seconds else None
+
+    def lines(self) -> list[str]:
+        """The result for people."""
+        gain = f", {self.gain:.2f} times as fast as the default ({duration(self.default_seconds or 0)})" if self.gain else ""
+        why = STOPPED[self.stopped]
+        lines = [f"{self.name}: {duration(self.seconds)} (spread {duration(self.spread)}){gain}"]
+        share = sum(self.rejected.values()) / max(self.trials, 1)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.rejected.items())
+        rejected = f"; rejected {100 * share:.0f} % ({kinds})" if kinds else ""
+        model = f"; the model's rank correlation {self.correlation:.2f}" if self.correlation is not None else ""
+        lines.append(f"  {self.trials} of {self.space} candidates tried ({why}){rejected}{model}")
+        if self.record:
+            lines.append(f"  record {self.record} written to {self.log}")
+        else:
+            lines.append("  nothing written: what was used before is as good")
+        return lines
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """All searches of one tuning call and how long it took."""
+
+    results: Sequence[SearchResult]
+    elapsed: float
+    skipped: Sequence[str] = field(default=())
+    """Kernels that were not searched because the time was up."""
+
+    def lines(self) -> list[str]:
+        """The report for people; the last line says what was gained, in one sentence to paste."""
+        lines = [line for result in self.results for line in result.lines()]
+        lines += [f"{name}: not searched, the time was up; run the same command again" for name in self.skipped]
+        both = [(r.default_seconds, r.seconds) for r in self.results if r.default_seconds]
+        if both:
+            before, after = sum(b for b, _ in both), sum(a for _, a in both)
+            written = sum(r.record is not None for r in self.results)
+            trials = sum(r.trials for r in self.results)
+            lines.append(
+                f"{len(both)} kernel(s): {duration(before)} untuned, {duration(after)} tuned, "
+                f"{before / after:.2f} times as fast; {trials} trials in {self.elapsed:.0f} s, {written} record(s) written"
+            )
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        results = [{**dataclasses.asdict(r), "log": str(r.log) if r.log else None, "gain": r.gain} for r in self.results]
+        return {"results": results, "elapsed": self.elapsed, "skipped": list(self.skipped)}

@@ -1,0 +1,141 @@
+"""``tilegen tune`` as a function: operators in, records and a report out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tilegen import mechanism
+from tilegen.build.target import BuildTarget, resolve
+from tilegen.errors import ArgumentError, TargetError
+from tilegen.mechanism import Instance
+from tilegen.tune import engine, planned
+from tilegen.tune.local import BACKENDS, Workshop
+from tilegen.tune.progress import Progress
+from tilegen.tune.report import TuneReport
+from tilegen.tune.session import search
+from tilegen.tune.task import Task
+
+
+def tune(
+    ops: Sequence[str | Instance],
+    *,
+    shapes: Mapping[str, int] | None = None,
+    minutes: float | None = None,
+    trials: int | None = None,
+    effort: str = "default",
+    target: str | None = None,
+    resume: bool = True,
+    log_dir: Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TuneReport:
+    """Search the kernels of operators on this machine and record the winners.
+
+    Interrupt it at any time: the same call goes on where it was.
+
+    Parameters
+    ----------
+    ops : names of operators (then with their default options, float32), or instances.
+    shapes : sizes by name that replace the operators' representative ones; static ones too when `ops` are names.
+    minutes : for the whole call, planning and final ranking included.
+    trials : per kernel, over all calls.
+    effort : "quick", "default" or "max": both limits when neither is given; the size of a batch in any case.
+    target : "cpu" or None; kernels must be run to be measured, so that it must be this machine.
+    resume : go on with the trials of earlier calls; False sets them aside.
+    log_dir : where records and trials go; `tilegen.settings.log_dir()` unless given.
+    progress : where to show what happens; standard error unless given.
+
+    Returns
+    -------
+    TuneReport
+        Its `lines()` are what the command prints.
+
+    Raises
+    ------
+    ArgumentError
+        An unknown operator, size, effort or limit.
+    TargetError
+        Another machine's target.
+    ScheduleError
+        A kernel without a valid candidate; the first rejection is in the message in full.
+    RecordError
+        Another process tunes the same kernel.
+    """
+    begun = time.monotonic()
+    limits = engine.effort(effort, trials, minutes)
+    deadline = begun + 60 * limits.minutes
+    if not ops:
+        raise ArgumentError(f"ops is empty, must name at least one of {', '.join(mechanism.names())}")
+    instances = [_instance(op, shapes or {}) for op in ops]
+    chosen = own_target(target)
+    results, skipped = [], []
+    with progress or Progress() as show, _telling(show), Workshop(chosen.tvm) as workshop:
+        show.stage("planning")
+        work = list(_tasks(instances, chosen, shapes or {}))
+        workshop.bandwidth()
+        for position, task in enumerate(work):
+            now = time.monotonic()
+            if now >= deadline:
+                skipped.append(task.name)
+                continue
+            # What one kernel leaves of its share goes to those after it.
+            share = now + (deadline - now) / (len(work) - position)
+            result = search(task, workshop, limits, deadline=share, log_dir=log_dir, resume=resume, seed=seed, progress=show)
+            if result is None:
+                skipped.append(task.name)
+                continue
+            results.append(result)
+            for line in result.lines():
+                show.say(line)
+    return TuneReport(results, time.monotonic() - begun, skipped)
+
+
+def own_target(name: str | None) -> BuildTarget:
+    """The target of this machine, if `name` is that.
+
+    Raises
+    ------
+    TargetError
+        When kernels for it cannot be measured here.
+    """
+    chosen, own = resolve(name), resolve(None)
+    if chosen.device != own.device:
+        raise TargetError(
+            f"target is {name!r}, this machine is {own.device}; tuning runs the kernels, so tune on such a machine and bring its "
+            "log here with `tilegen logs merge`"
+        )
+    if chosen.kind not in BACKENDS:
+        raise TargetError(
+            f"target is {name!r} of kind {chosen.kind}, must be of a kind that can be measured: {', '.join(BACKENDS)}"
+        )
+    return chosen
+
+
+def _instance(op: str | Instance, shapes: Mapping[str, int]) -> Instance:
+    if isinstance(op, Instance):
+        return op
+    found = mechanism.get(op)
+    static = {name: shapes.get(name, found.representative[name]) for name in found.static}
+    return Instance(found, found.config(), static, "float32")
+
+
+def _tasks(instances: Sequence[Instance], target: BuildTarget, shapes: Mapping[str, int]) -> Iterator[Task]:
+    known = {name for instance in instances for name in (*instance.mechanism.symbolic, *instance.static)}
+    for name, size in shapes.items():
+        if name not in known or size < 1:
+            raise ArgumentError(f"shapes has {name}={size}, must give sizes of at least 1 to {', '.join(sorted(known))}")
+    for instance in instances:
+        yield from planned.tasks(instance, target, shapes)
+
+
+@contextlib.contextmanager
+def _telling(show: Progress) -> Iterator[None]:
+    """Say after Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        show.say("interrupted; all finished trials are kept, the same command goes on from here")
+        raise
