@@ -103,6 +103,15 @@ def test_a_position_without_rows_of_its_own_is_a_mask():
     assert not scatters(p)
 
 
+def test_rows_are_summed_before_they_are_placed():
+    """X[b, I[b]] used by many elements: one sum for each b, then one place."""
+    X, W, I = tensor("X", 3, 30), tensor("W", 3, 20), tensor("I", 3, dtype="int32")
+    Y = compute((3, 20), lambda b, e: if_then_else(inside(I[b], 30), X[b, I[b]] * W[b, e], 0.0), "Y")
+    reference = lambda x, w, i: x[torch.arange(3), i.long()][:, None] * w
+    (p,) = check(Case([X, W, I], [Y], reference, {"I": integers(2, 0, 29)}))
+    assert "dX_0[i0: 3] float64 = sum[" in p.text
+
+
 def test_the_order_of_additions_is_that_of_the_rows():
     U, I = tensor("U", 3, dtype="float32"), tensor("I", 3, dtype="int32")
     Y = scatter_add(U, I, axis=0, size=1, name="Y")

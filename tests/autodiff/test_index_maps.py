@@ -136,6 +136,18 @@ def diagonal():
     return Case([A], [compute((5,), lambda i: A[i, i], "Y")], lambda a: a.diagonal())
 
 
+def fixed_place():
+    """Every row uses the last element of its row: summed once for each row, not once for each element."""
+    A, W = tensor("A", 5, 40), tensor("W", 5, 40, 6)
+    Y = compute((5, 40, 6), lambda i, j, k: A[i, 39] * W[i, j, k] - A[i, j], "Y")
+    return Case([A, W], [Y], lambda a, w: a[:, 39:, None] * w - a[:, :, None])
+
+
+def summed_diagonal():
+    A, W = tensor("A", 30, 30), tensor("W", 30, 20)
+    return Case([A, W], [compute((30, 20), lambda i, e: A[i, i] * W[i, e], "Y")], lambda a, w: a.diagonal()[:, None] * w)
+
+
 def toeplitz_bias():
     B = tensor("B", 9)
     i = torch.arange(5)
@@ -215,6 +227,8 @@ CASES = [
     two_block_widths,
     shifted_quotient,
     diagonal,
+    fixed_place,
+    summed_diagonal,
     toeplitz_bias,
     parity_dependent_offset,
     parity_in_pair_coordinates,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import te
+from tvm import te, tirx
 
-from tilegen.autodiff.ranges import prune
+from tilegen.autodiff.ranges import bind, prune
 from tilegen.autodiff.simplify import simplify_indices
 from tilegen.autodiff.solver import Domain, Inverse, Unsolvable, invert
 from tilegen.autodiff.term import Term, guarded
@@ -35,21 +35,37 @@ def solve(op: te.ComputeOp, load: Expr, domain: Domain, indices: Any, target: An
         raise AutodiffError(f"stage '{op.name}' reads {text(load)}, which cannot be inverted: {reason}") from None
 
 
-def solution(inverse: Inverse, target: list[Any], shape: list[Expr], guards: list[Expr], expr: Expr) -> Term:
-    """The term that an inverse gives: everything in the target and the free variables."""
-    domain = list(zip(target, shape, strict=True)) + inverse.free
-    where = prune([substitute(g, inverse.solved) for g in guards] + inverse.guards, inverse.analyzer)
-    where = [simplify_indices(g, inverse.analyzer, domain) if has_load(g) else g for g in where]
-    value = simplify_indices(substitute(expr, inverse.solved), inverse.analyzer, domain)
-    return Term(target, guarded(where, value), inverse.free)
+def solution(inverse: Inverse, target: list[Any], shape: list[Expr], guards: list[Expr], expr: Expr, pin: bool = True) -> Term:
+    """The term that an inverse gives: everything in the target and the free variables.
+
+    A sum that exists for one value of a target variable only is not formed for the others, if `pin`.
+    """
+    rename = {v: tirx.Var(f"{v.name}_", "int32") for v, _ in inverse.free if v.name in {t.name for t in target}}
+    solved = {v: substitute(e, rename) for v, e in inverse.solved.items()} | rename
+    free = [(rename.get(v, v), n) for v, n in inverse.free]
+    domain = list(zip(target, shape, strict=True)) + free
+    ana = inverse.analyzer
+    for v, n in free:
+        if v in rename.values():
+            bind(ana, v, n)
+    places = [tirx.EQ(j, e) for j, e in inverse.pinned.items()]
+    pinned = inverse.pinned if pin and free else {}
+    where = [substitute(g, solved) for g in guards] + [substitute(g, rename) for g in inverse.guards]
+    if pinned:
+        where = [substitute(g, pinned) for g in where]
+    where = prune(where if pinned else where + places, ana)
+    where = [simplify_indices(g, ana, domain) if has_load(g) else g for g in where]
+    value = simplify_indices(substitute(substitute(expr, solved), pinned), ana, domain)
+    return Term(target, guarded(where, value), free, None, places if pinned else [], list(pinned))
 
 
 def account(op: te.ComputeOp, load: Expr, term: Term, domain: Domain, inverse: Inverse, notes: list[Note], limit: float) -> None:
     """Note what was done, and refuse an adjoint that enumerates far more points than the forward had."""
     shape = load_tensor(load).shape
-    elements, forward = size_estimate(shape), size_estimate(n for _, n in domain)
-    waste = elements * size_estimate(n for _, n in inverse.free) / max(elements, forward)
-    summed = tuple(f"{v.name}:{text(n)}" for v, n in inverse.free)
+    elements = size_estimate(n for v, n in zip(term.target, shape, strict=True) if v not in term.pinned)
+    forward = size_estimate(n for _, n in domain)
+    waste = elements * size_estimate(n for _, n in inverse.free) / max(size_estimate(shape), forward)
+    summed = tuple(f"{v.name}:{text(n)}" for v, n in term.axes)
     conditions = tuple(text(g) for g in inverse.guards if not inverse.analyzer.can_prove(g))
     notes.append(Note(op.name, text(load), summed, conditions, waste, bool(inverse.masks)))
     if waste > limit:

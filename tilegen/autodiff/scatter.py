@@ -36,20 +36,23 @@ def scattered(op: te.ComputeOp, load: Expr, domain: Domain, indices: list[Expr],
     straight = [k for k in range(len(indices)) if k != axis]
     others, shape = [target[k] for k in straight], [tensor.shape[k] for k in straight]
     inverse = solve(op, load, domain, [indices[k] for k in straight], others, shape)
-    term = solution(inverse, others, shape, guards, expr)
-    position = simplify_indices(
-        substitute(indices[axis], inverse.solved), inverse.analyzer, list(zip(others, shape, strict=True)) + inverse.free
-    )
+    term = solution(inverse, others, shape, guards, expr, pin=False)
+    free = term.axes
+    renamed = {old: new for (old, _), (new, _) in zip(inverse.free, free, strict=True)}
+    position = substitute(substitute(indices[axis], inverse.solved), renamed)
+    position = simplify_indices(position, inverse.analyzer, [*zip(others, shape, strict=True), *free])
     used = set(variables(position))
-    counted = [(v, n) for v, n in inverse.free if v in used]
-    summed = [(v, n) for v, n in inverse.free if v not in used]
-    if not counted:
-        here = tirx.EQ(position, target[axis])
-        return Term(target, guarded([here], term.body), term.axes)
-    rows = _Rows(tensor, axis, target, counted)
-    updates = rows.updates(term.body, summed)
+    counted = [(v, n) for v, n in free if v in used]
+    summed = [(v, n) for v, n in free if v not in used]
     inner = {v for v, _ in summed}
     where = [g for g in split_guard(term.body)[0] if not inner & set(variables(g))]
+    if not counted:  # one row for each of the other indices: nothing collides
+        here = [*where, tirx.EQ(position, target[axis])]
+        if not summed:
+            return Term(target, guarded(here, split_guard(term.body)[1]))
+        return Term(target, term.body, summed, None, here, [target[axis]])
+    rows = _Rows(tensor, axis, target, counted)
+    updates = rows.updates(term.body, summed)
     index = rows.index(op, position, where)
     unique = bool(op.attrs) and op.attrs.get("index", "") == UNIQUE["index"]
     size = tensor.shape[axis]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tvm_ffi
@@ -82,7 +83,7 @@ def unroll(term: Term, shape: Sequence[Expr]) -> Term:
         if not any(is_const(c, 0) for c in where):
             parts.append((where, simplify_indices(substitute(value, at), ana, domain)))
     body = guarded_sum(parts) if parts else tirx.const(0, dtype_of(term.body))
-    return Term(term.target, body, [], term.scale, term.guards)
+    return replace(term, body=body, axes=[], pinned=[])
 
 
 def guarded_sum(parts: Sequence[tuple[list[Expr], Expr]]) -> Expr:
@@ -110,7 +111,7 @@ def hoist(term: Term) -> Term:
         return term
     # Where the sum is empty the factors are neither read nor multiplied: the guards stay on both sides.
     guards = [] if is_literal(outside) else conditions
-    return Term(term.target, guarded(conditions, inside), term.axes, outside, term.guards + guards)
+    return replace(term, body=guarded(conditions, inside), scale=outside, guards=term.guards + guards)
 
 
 def is_literal(expr: Expr) -> bool:
@@ -173,7 +174,7 @@ def peel(term: Term, shape: Sequence[Expr]) -> Term:
         if not holds(ana, claims, guards) or (guards and grown):
             return term
         padded.append(_pad(part, guards, used, extents) if guards else part)
-    return Term(term.target, padded[0] * padded[1], term.axes, term.scale, term.guards)
+    return replace(term, body=padded[0] * padded[1])
 
 
 def _in_bounds(load: Expr) -> list[Expr]:
@@ -202,7 +203,7 @@ def split_products(term: Term) -> list[Term]:
         reads = [f for f in factors(addend) if not is_literal(f)]
         if len(reads) != 2 or not all(map(is_load, reads)) or not is_contraction(*reads, inner):
             return [term]
-    return [Term(term.target, guarded(conditions, a), term.axes, term.scale, term.guards) for a in addends]
+    return [replace(term, body=guarded(conditions, a)) for a in addends]
 
 
 def _addends(expr: Expr) -> list[Expr]:

@@ -53,7 +53,8 @@ class Inverse:
 
     `solved` maps iteration variables to expressions in the target and the free variables, `free` are the
     variables to sum over, `guards` the conditions under which the solution exists, and `masks` those among
-    them that are whole equations left unsolved.
+    them that are whole equations left unsolved.  `pinned` maps target variables to what they must equal for any
+    solution to exist (a read at a fixed place, a diagonal).
     """
 
     solved: dict[Any, Expr]
@@ -61,6 +62,7 @@ class Inverse:
     guards: list[Expr]
     analyzer: sym.Analyzer
     masks: list[Expr] = field(default_factory=list)
+    pinned: dict[Any, Expr] = field(default_factory=dict)
 
 
 def invert(domain: Domain, indices: Sequence[Expr], target: Sequence[Any], shape: Sequence[Expr]) -> Inverse:
@@ -133,6 +135,8 @@ class _Solver:
         self.solved: dict[Any, Expr] = {}
         self.guards: list[Expr] = []
         self.masks: list[Expr] = []
+        self.pinned: dict[Any, Expr] = {}
+        self.target = list(target)
         for v, n in domain:
             self.add_unknown(v, n)
         for j, n in zip(target, shape, strict=False):
@@ -307,7 +311,20 @@ class _Solver:
         else:
             raise Unsolvable("the index map is too intricate; write it in block coordinates")
         for lhs, j in self.equations:
-            self.guards.append(lhs == j)
-            if set(variables(lhs)) & set(self.extents):
-                self.masks.append(lhs == j)
-        return Inverse(self.solved, list(self.extents.items()), self.guards, self.ana, self.masks)
+            if not self.pin(lhs, j):
+                self.guards.append(tirx.EQ(lhs, j))
+                if set(variables(lhs)) & set(self.extents):
+                    self.masks.append(tirx.EQ(lhs, j))
+        return Inverse(self.solved, list(self.extents.items()), self.guards, self.ana, self.masks, self.pinned)
+
+    def pin(self, lhs: Expr, j: Any) -> bool:
+        """Note an equation that says where one target variable must be; False for any other equation."""
+        used = set(variables(lhs))
+        if not isinstance(j, ir.Var) or not any(j.same_as(t) for t in self.target) or self.ana.can_prove(tirx.EQ(lhs, j)):
+            return False
+        if used & set(self.extents) or used & {j, *self.pinned} or any(j in set(variables(e)) for e in self.pinned.values()):
+            return False
+        if j in self.pinned:
+            return False
+        self.pinned[j] = lhs
+        return True

@@ -29,7 +29,8 @@ class Term:
     """``scale * sum over axes of body`` where `guards` hold, else 0; all in the variables `target`.
 
     `scale` and `guards` are applied after the sum and do not depend on `axes`; the body carries whatever
-    guards its own reads need.
+    guards its own reads need.  The body does not depend on the variables in `pinned` either, since `guards` say
+    what they must be: the sum is formed once for all their values.
     """
 
     target: list[Any]
@@ -37,11 +38,12 @@ class Term:
     axes: list[tuple[Any, Expr]] = field(default_factory=list)
     scale: Expr | None = None
     guards: list[Expr] = field(default_factory=list)
+    pinned: list[Any] = field(default_factory=list)
 
     @property
     def is_bare_sum(self) -> bool:
         """Whether the term is one reduction and nothing else."""
-        return bool(self.axes) and self.scale is None and not self.guards
+        return bool(self.axes) and self.scale is None and not self.guards and not self.pinned
 
 
 def guarded(conditions: Sequence[Expr], expr: Expr) -> Expr:
@@ -58,8 +60,10 @@ def sum_stage(term: Term, shape: Sequence[Expr], name: str) -> te.Tensor:
     axes = {v: te.reduce_axis((0, n), v.name) for v, n in term.axes}
     body = substitute(term.body, {v: axis.var for v, axis in axes.items()})
     reduce = te.sum(body, axis=list(axes.values()))
-    names = [v.name for v in term.target]
-    return compute(shape, lambda *i: substitute(reduce, dict(zip(term.target, i, strict=True))), name, axes=names)
+    loose = [k for k, v in enumerate(term.target) if v not in term.pinned]
+    target = [term.target[k] for k in loose]
+    place = lambda *i: substitute(reduce, dict(zip(target, i, strict=True)))
+    return compute([shape[k] for k in loose], place, name, axes=[v.name for v in target])
 
 
 def accumulate(tensor: te.Tensor, terms: Sequence[Term]) -> te.Tensor:
@@ -73,7 +77,8 @@ def accumulate(tensor: te.Tensor, terms: Sequence[Term]) -> te.Tensor:
         parts = []
         for term, summed in zip(terms, sums, strict=True):
             here = dict(zip(term.target, i, strict=True))
-            part = summed(*i) if summed is not None else substitute(term.body, here)
+            loose = [x for x, v in zip(i, term.target, strict=True) if v not in term.pinned]
+            part = summed(*loose) if summed is not None else substitute(term.body, here)
             if term.scale is not None:
                 part = multiply(part, substitute(term.scale, here))
             parts.append(guarded([substitute(g, here) for g in term.guards], part))
