@@ -1,0 +1,340 @@
+"""Fast multipole attention as one tensor expression.
+
+Kang, Tran, De Sterck, "Fast Multipole Attention: A Divide-and-Conquer Attention Mechanism for Long Sequences" (2023).  A query
+of fine block I (m tokens) attends, under one softmax, to
+
+* the tokens of the blocks I-1 and I (and I+1 when not causal), as they are;
+* at level l = 1..L, with groups of w_l = m 2^(l-1) tokens of which B = I // 2^(l-1) is its own and J = B // 2 the pair of that:
+  the groups of the pair J-1 (and J+1) that are not next to B; p summaries of each group.
+
+Of every token before the query (of every token), exactly one of these stands for it.  A summary of group g at level l is ::
+
+    k~[g, r, c] = sum_u W_l[c, r, u] k[g w_l + u, c] + b_l[c, r]      u < w_l;  v~ likewise, with weights of its own
+
+or the mean of the r-th of p equal parts of the group.  Blocks make a query tile of m rows whose keys are one list: near keys,
+then the summaries of every level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tvm import te
+
+from tilegen.expression import (
+    all_of,
+    any_of,
+    cast,
+    ceildiv,
+    compute,
+    const,
+    exp,
+    floordiv,
+    floormod,
+    if_then_else,
+    log,
+    maximum,
+    minimum,
+    reduce_axis,
+    reduce_max,
+    reduce_sum,
+    stop_gradient,
+)
+
+Tensor = te.Tensor
+MASKED = -1e30
+"""The logit of a key that is not seen: finite, and its exponential is 0 beside any other."""
+
+
+def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, **rest: Tensor) -> tuple[Tensor, ...]:
+    """`q`, `k`, `v` [B, T, H, D] -> y [B, T, H, D], then the state if the config returns one."""
+    if config.step:
+        from tilegen.ops.fast_multipole_attention import step
+
+        return step.forward(config, dims, q, k, v, **rest)
+    Q, K, V = (blocks(config, dims, x, factor) for x, factor in ((q, scale(config, dims)), (k, 1.0), (v, 1.0)))
+    sums = {name: pyramid(config, dims, X, name, rest) for name, X in (("k", K), ("v", V))}
+    keys, values = (tiles(config, dims, X, sums[name], name, rest) for name, X in (("k", K), ("v", V)))
+    y = attend(config, dims, Q, keys, values)
+    return (y, *state(config, dims, k, v, sums)) if config.return_state else (y,)
+
+
+def scale(config: Any, dims: Any) -> float:
+    """The factor of the logits."""
+    return dims.D**-0.5 if config.scale is None else config.scale
+
+
+def blocks(config: Any, dims: Any, x: Tensor, factor: float) -> Tensor:
+    """[B, T, H, D] as fine blocks [B, H, nb, m, D] times a factor, zero beyond T."""
+    m, T, zero = config.block, dims.T, const(0, dims.acc)
+
+    def body(b: Any, h: Any, I: Any, a: Any, d: Any) -> Any:  # noqa: E741 - the block of the paper
+        value = cast(x[b, I * m + a, h, d], dims.acc)
+        return if_then_else(I * m + a < T, value if factor == 1.0 else value * const(factor, dims.acc), zero)
+
+    return compute((dims.B, dims.H, ceildiv(T, m), m, dims.D), body, name=f"{x.op.name}_blocks")
+
+
+# ---------------------------------------------------------------- summaries
+
+
+def pyramid(config: Any, dims: Any, X: Tensor, name: str, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """The sums of every level over the tokens of each group, [B, H, groups, P, D], without bias and not yet divided."""
+    if config.learned:
+        return [weighted(config, dims, X, weights[f"w{name}{level}"], level, name) for level in levels(config)]
+    sums: list[Tensor] = []
+    for level in levels(config):
+        sums.append(halves(config, dims, sums[-1], level, name) if sums else parts(config, dims, X, name))
+    return sums
+
+
+def levels(config: Any) -> range:
+    """1..L"""
+    return range(1, config.levels + 1)
+
+
+def summary_shape(config: Any, dims: Any, level: int) -> tuple[Any, ...]:
+    """[B, H, groups, P, D]"""
+    return (dims.B, dims.H, ceildiv(dims.T, config.width(level)), config.rank, dims.D)
+
+
+def weighted(config: Any, dims: Any, X: Tensor, W: Tensor, level: int, name: str) -> Tensor:
+    """sum_u W[c, r, u] x[g w + u, c], with u = s m + j in block s of the group."""
+    m, R, nb = config.block, 1 << (level - 1), X.shape[2]
+    s, j = reduce_axis(R, "s"), reduce_axis(m, "j")
+
+    def body(b: Any, h: Any, g: Any, r: Any, c: Any) -> Any:
+        term = W[c, r, s.var * m + j.var].astype(dims.acc) * X[b, h, g * R + s.var, j.var, c]
+        return reduce_sum(if_then_else(g * R + s.var < nb, term, const(0, dims.acc)), [s, j])
+
+    return compute(summary_shape(config, dims, level), body, name=f"{name}_sum{level}")
+
+
+def parts(config: Any, dims: Any, X: Tensor, name: str) -> Tensor:
+    """Sums over the P equal parts of every fine block."""
+    n = config.block // config.rank
+    j = reduce_axis(n, "j")
+    body = lambda b, h, g, r, c: reduce_sum(X[b, h, g, r * n + j.var, c], j)  # noqa: E731
+    return compute(summary_shape(config, dims, 1), body, name=f"{name}_sum1")
+
+
+def halves(config: Any, dims: Any, below: Tensor, level: int, name: str) -> Tensor:
+    """The parts of a group, each made of two parts of the level below."""
+    P, groups = config.rank, below.shape[2]
+    t = reduce_axis(2, "t")
+
+    def body(b: Any, h: Any, g: Any, r: Any, c: Any) -> Any:
+        part = 2 * r + t.var
+        group = 2 * g + floordiv(part, P)
+        return reduce_sum(if_then_else(group < groups, below[b, h, group, floormod(part, P), c], const(0, dims.acc)), t)
+
+    return compute(summary_shape(config, dims, level), body, name=f"{name}_sum{level}")
+
+
+def existing(config: Any, dims: Any, start: Any, width: int) -> Any:
+    """How many of the `width` tokens from `start` on exist, at least 1."""
+    return maximum(minimum(dims.T - start, width), 1)
+
+
+# ---------------------------------------------------------------- the key list of a query tile
+
+
+def near_count(config: Any) -> int:
+    """Near keys of a tile."""
+    return (2 if config.causal else 3) * config.block
+
+
+def far_count(config: Any) -> int:
+    """Summaries of one level in a tile's list: of the pair before, and of the pair after."""
+    return (2 if config.causal else 4) * config.rank
+
+
+def list_length(config: Any) -> int:
+    """Keys of a tile."""
+    return near_count(config) + config.levels * far_count(config)
+
+
+def offset(config: Any, level: int) -> int:
+    """Where the summaries of a level begin in the list."""
+    return near_count(config) + (level - 1) * far_count(config)
+
+
+def group(I: Any, slot: Any, level: int) -> Any:  # noqa: E741
+    """The group that `slot` of the list of block I stands for: 2J-2, 2J-1, then 2J+2, 2J+3."""
+    return floordiv(I, 1 << level) * 2 - 2 + slot + floordiv(slot, 2) * 2
+
+
+def tiles(config: Any, dims: Any, X: Tensor, sums: list[Tensor], name: str, weights: Mapping[str, Tensor]) -> Tensor:
+    """The list of keys (or values) of every tile, [B, H, nb, N, D]; zero where there is no such key."""
+    m, P, nb = config.block, config.rank, X.shape[2]
+    zero, lead = const(0, dims.acc), (dims.B, dims.H, nb)
+
+    def near(b: Any, h: Any, I: Any, g: Any, j: Any, d: Any) -> Any:  # noqa: E741
+        return if_then_else(all_of(I - 1 + g >= 0, I - 1 + g < nb), X[b, h, I - 1 + g, j, d], zero)
+
+    near_keys = compute((*lead, near_count(config) // m, m, dims.D), near, name=f"{name}_near")
+    far_keys = []
+    for level in levels(config):
+        value = summary(config, dims, sums[level - 1], level, weights.get(f"b{name}{level}"))
+
+        def far(b: Any, h: Any, I: Any, s: Any, r: Any, d: Any, level: int = level, value: Any = value) -> Any:  # noqa: E741
+            g = group(I, s, level)
+            inside = all_of(g >= 0, g < ceildiv(dims.T, config.width(level)))
+            return if_then_else(inside, value(b, h, g, r, d), zero)
+
+        far_keys.append(compute((*lead, far_count(config) // P, P, dims.D), far, name=f"{name}_far{level}"))
+    return joined(config, dims, lead, near_keys, far_keys, f"{name}_list")
+
+
+def summary(config: Any, dims: Any, sums: Tensor, level: int, bias: Tensor | None) -> Callable[..., Any]:
+    """What stands for part r of group g: its sum with the bias, or its mean."""
+    width = config.width(level) // config.rank
+    if bias is not None:
+        return lambda b, h, g, r, d: sums[b, h, g, r, d] + bias[d, r].astype(dims.acc)
+    if config.causal:  # a group that is read lies in the past of some token, so it is complete
+        return lambda b, h, g, r, d: sums[b, h, g, r, d] * const(1 / width, dims.acc)
+
+    def mean(b: Any, h: Any, g: Any, r: Any, d: Any) -> Any:
+        return sums[b, h, g, r, d] / cast(existing(config, dims, g * config.width(level) + r * width, width), dims.acc)
+
+    return mean
+
+
+def joined(config: Any, dims: Any, lead: tuple[Any, ...], near: Tensor, far: list[Tensor], name: str) -> Tensor:
+    """Near keys [.., blocks, m, D] and summaries [.., groups, P, D] of every level as one list [.., N, D]."""
+    m, P = config.block, config.rank
+
+    def body(*i: Any) -> Any:
+        *at, x, d = i
+        parts = [near(*at, floordiv(x, m), floormod(x, m), d)]
+        for level in levels(config):
+            y = x - offset(config, level)
+            parts.append(far[level - 1](*at, floordiv(y, P), floormod(y, P), d))
+        value = parts.pop()
+        for level in reversed(levels(config)):
+            value = if_then_else(x < offset(config, level), parts.pop(), value)
+        return value
+
+    return compute((*lead, list_length(config), dims.D), body, name=name)
+
+
+# ---------------------------------------------------------------- attention
+
+
+def attend(config: Any, dims: Any, Q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """One softmax over the list of every tile: [B, H, nb, m, D] queries -> y [B, T, H, D]."""
+    m, N, rows = config.block, list_length(config), tuple(Q.shape[:4])
+    d, x, y, z = (reduce_axis(n, name) for n, name in ((dims.D, "d"), (N, "x"), (N, "y"), (N, "z")))
+    score = compute(
+        (*rows, N), lambda b, h, I, a, x: reduce_sum(Q[b, h, I, a, d.var] * keys[b, h, I, x, d.var], d), name="score"
+    )
+    logit = compute(
+        (*rows, N),
+        lambda b, h, I, a, x: if_then_else(
+            seen(config, dims, I, a, x), score[b, h, I, a, x] + count_bias(config, dims, I, x), const(MASKED, dims.acc)
+        ),
+        name="logit",
+    )
+    top = stop_gradient(compute(rows, lambda b, h, I, a: reduce_max(logit[b, h, I, a, x.var], x), name="top"))
+    p = compute((*rows, N), lambda b, h, I, a, x: exp(logit[b, h, I, a, x] - top[b, h, I, a]), name="p")
+    den = compute(rows, lambda b, h, I, a: reduce_sum(p[b, h, I, a, y.var], y), name="den")
+    num = compute(
+        Q.shape, lambda b, h, I, a, e: reduce_sum(p[b, h, I, a, z.var] * values[b, h, I, z.var, e], z), name="num"
+    )
+
+    def output(b: Any, t: Any, h: Any, e: Any) -> Any:
+        I, a = floordiv(t, m), floormod(t, m)  # noqa: E741
+        return cast(num[b, h, I, a, e] / den[b, h, I, a], dims.io)
+
+    return compute((dims.B, dims.T, dims.H, dims.D), output, name="y")
+
+
+def seen(config: Any, dims: Any, I: Any, a: Any, x: Any) -> Any:  # noqa: E741
+    """Whether row `a` of block I attends to entry x of its list."""
+    m, T = config.block, dims.T
+    if config.causal:
+        before = any_of(I >= 1, config.phantom_keys)
+        cases = [all_of(x < m, before), all_of(x >= m, x - m <= a, x < 2 * m)]
+    else:
+        cases = [all_of(x < 3 * m, (I - 1) * m + x >= 0, (I - 1) * m + x < T)]
+    cases += [all_of(*inside(config, x, level), far_seen(config, dims, I, x - offset(config, level), level)) for level in levels(config)]
+    return any_of(*cases)
+
+
+def inside(config: Any, x: Any, level: int) -> tuple[Any, Any]:
+    """Whether entry x of the list belongs to a level."""
+    start = offset(config, level)
+    return x >= start, x < start + far_count(config)
+
+
+def far_seen(config: Any, dims: Any, I: Any, y: Any, level: int) -> Any:  # noqa: E741
+    """Whether block I attends to summary y of a level."""
+    P, w = config.rank, config.width(level)
+    own = floordiv(I, 1 << (level - 1))
+    if config.causal:
+        exists = any_of(I >= 1 << level, config.phantom_keys)
+        return all_of(exists, any_of(y < P, floormod(own, 2) == 1))
+    g, r = group(I, floordiv(y, P), level), floormod(y, P)
+    start = g * w if config.learned else g * w + r * (w // P)
+    return all_of(g >= 0, start < dims.T, any_of(g <= own - 2, g >= own + 2))
+
+
+def count_bias(config: Any, dims: Any, I: Any, x: Any) -> Any:  # noqa: E741
+    """log(tokens of the group / P) for entry x of the list, 0 for near keys."""
+    value = const(0, dims.acc)
+    if not config.count_bias:
+        return value
+    for level in levels(config):
+        w, start = config.width(level), offset(config, level)
+        if config.causal:
+            bias = const(math.log(w / config.rank), dims.acc)
+        else:
+            tokens = existing(config, dims, group(I, floordiv(x - start, config.rank), level) * w, w)
+            bias = log(cast(tokens, dims.acc) * const(1 / config.rank, dims.acc))
+        value = if_then_else(x >= start, bias, value)
+    return value
+
+
+# ---------------------------------------------------------------- the state after T tokens
+
+
+def state(config: Any, dims: Any, k: Tensor, v: Tensor, sums: Mapping[str, list[Tensor]]) -> tuple[Tensor, ...]:
+    """What `step` goes on from: near_k, near_v [B, H, 2m, D], far_k, far_v [B, H, L, 4, P, D], position [1]."""
+    m, T = config.block, dims.T
+    last = floordiv(T - 1, m)  # the block of the last token
+
+    def near(x: Tensor, name: str) -> Tensor:
+        def body(b: Any, h: Any, s: Any, d: Any) -> Any:
+            t = (last - 1) * m + s
+            return if_then_else(all_of(t >= 0, t < T), x[b, t, h, d], const(0, dims.io))
+
+        return compute((dims.B, dims.H, 2 * m, dims.D), body, name=name)
+
+    def far(name: str) -> Tensor:
+        slots = []
+        for level in levels(config):
+
+            def body(b: Any, h: Any, s: Any, r: Any, d: Any, level: int = level) -> Any:
+                g = floordiv(T - 1, 2 * config.width(level)) * 2 - 2 + s
+                exists = all_of(g >= 0, g < ceildiv(T, config.width(level)))
+                return if_then_else(exists, sums[name][level - 1][b, h, g, r, d], const(0, dims.acc))
+
+            slots.append(compute((dims.B, dims.H, 4, config.rank, dims.D), body, name=f"{name}_slots{level}"))
+        return stacked(config, dims, slots, f"far_{name}_out")
+
+    distant = [far(name) for name in "kv"] if config.levels else []
+    return (near(k, "near_k_out"), near(v, "near_v_out"), *distant, compute((1,), lambda i: cast(T + i, "int32"), name="position_out"))
+
+
+def stacked(config: Any, dims: Any, slots: list[Tensor], name: str) -> Tensor:
+    """The slots [B, H, 4, P, D] of every level as [B, H, L, 4, P, D]."""
+
+    def body(b: Any, h: Any, level: Any, s: Any, r: Any, d: Any) -> Any:
+        value = slots[-1][b, h, s, r, d]
+        for index in reversed(range(len(slots) - 1)):
+            value = if_then_else(level == index, slots[index][b, h, s, r, d], value)
+        return value
+
+    return compute((dims.B, dims.H, config.levels, 4, config.rank, dims.D), body, name=name)
