@@ -64,10 +64,20 @@ class TileEvaluator(Evaluator):
         super().__init__(kernel, buffers, math, point, None, {})
         self.analyzer = analyzer
         self.written = set()
+        self.tile: set[te.Tensor] = set()
+        self.fixed: dict[int, tuple[Any, Any]] = {}  # outer axis -> (the one place a result reads, the variable that is there)
 
     def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
-        """One element, at simplified indices."""
-        return super().element(tensor, [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in indices])
+        """One element, at simplified indices.
+
+        What the tile holds is only there at the tile's own outer point, so a fixed place is read as the variable that is there.
+        """
+        at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in indices]
+        if tensor in self.tile:
+            for axis, (place, here) in self.fixed.items():
+                if stages.equal(at[axis], place):
+                    at[axis] = here
+        return super().element(tensor, at)
 
 
 class TileEmitter:
@@ -163,7 +173,9 @@ class TileEmitter:
         walked = self.kernel.walked
         states = {t: State(t, walked, outer[walked], self.before[t], self.after[t]) for t in self.kernel.anchors} if walked is not None else {}
         visible = {**self.memory, **self.local, **states, **(extra or {})}
-        return TileEvaluator(self.kernel, visible, self.math, [*outer, *inner], analyzer)
+        values = TileEvaluator(self.kernel, visible, self.math, [*outer, *inner], analyzer)
+        values.tile = {*self.local, *states}
+        return values
 
     def _reduce(self, tensor: te.Tensor, at: Sequence[Any]) -> None:
         """A reduction over static axes into its local buffer."""
@@ -325,6 +337,7 @@ class TileEmitter:
             if guard is not None:
                 T.where(substitute(guard, self.binding))
             values = self._values(outer, inner, analyzer)
+            values.fixed = {axis: (place, outer[axis]) for axis, place in frame.fixed.items()}
             T.buffer_store(target, values.value_at(tensor, indices), indices)
 
         self._nest("write", at, frame.inner_extents(tensor), [], body)
