@@ -11,10 +11,22 @@ from tilegen.ops.elementwise_attention.op import (
     elementwise_attention_init_state,
     elementwise_attention_step,
 )
+from tilegen.ops.fast_multipole_attention.op import (
+    FastMultipoleAttentionState,
+    fast_multipole_attention,
+    fast_multipole_attention_init_state,
+    fast_multipole_attention_levels,
+    fast_multipole_attention_step,
+)
 
 __all__ = [
     "ElementwiseAttentionState",
+    "FastMultipoleAttentionState",
     "elementwise_attention",
     "elementwise_attention_init_state",
     "elementwise_attention_step",
+    "fast_multipole_attention",
+    "fast_multipole_attention_init_state",
+    "fast_multipole_attention_levels",
+    "fast_multipole_attention_step",
 ]

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tilegen.nn.elementwise_attention import ElementwiseAttention
+from tilegen.nn.fast_multipole_attention import FastMultipoleAttention
 
-__all__ = ["ElementwiseAttention"]
+__all__ = ["ElementwiseAttention", "FastMultipoleAttention"]
