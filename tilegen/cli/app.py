@@ -9,7 +9,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 import tilegen
-from tilegen.cli import bench, cache, console, doctor, export, listing, logs, show
+from tilegen.cli import bench, cache, console, doctor, export, listing, logs, show, tune
 from tilegen.errors import TilegenError
 
 
@@ -53,6 +53,7 @@ def _options(
 app.command("doctor")(doctor.command)
 app.command("list")(listing.command)
 app.command("show")(show.command)
+app.command("tune")(tune.command)
 app.command("export")(export.command)
 app.command("bench")(bench.command)
 app.command("cache")(cache.command)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from tilegen.cli import console
-from tilegen.cli.instance import Dtype, Op, Set, sizes, split
+from tilegen.cli.instance import Dtype, Op, Set, check_dtype, sizes, split
 from tilegen.errors import ArgumentError
 
 
@@ -31,6 +31,7 @@ def command(
     ] = None,
 ) -> None:
     """Measure an operator in turns with torch.compile and torch eager; results are checked before they are timed."""
+    check_dtype(dtype)
     import torch
 
     from tilegen.bench import run, show, spec
@@ -61,10 +62,9 @@ def command(
         out = console.out()
         for table in show.tables(rows):
             out.print(table, "")
-        out.print(
-            f"{escape(where['device'])}, {where['threads']} threads, copy {rows[0].copy_bandwidth / 1e9:.1f} GB/s, "
-            f"{where['date']}; speed-up over torch.compile, medians; GB/s and GFLOP/s count the least that has to be moved and computed"
-        )
+        copy = f"copy {rows[0].copy_bandwidth / 1e9:.1f} GB/s"
+        out.print(f"{escape(where['device'])}, {where['threads']} threads, {copy}, {where['date']}")
+        out.print("medians; speed-up over torch.compile; GB/s and GFLOP/s count the least that must be moved and computed")
     if plot is not None:
         show.plot(rows, plot, f"{op}, {dtype}, {where['device']}, {where['threads']} threads")
         err.print(f"wrote {escape(str(plot))}")

@@ -24,11 +24,16 @@ WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 
 def instance(op: str, settings: list[str] | None = None, dtype: str = "float32") -> Instance:
     """The instance that ``OP --set NAME=VALUE --dtype D`` means; sizes not given are the representative ones."""
-    if dtype not in ACC:
-        raise ArgumentError(f"--dtype is {dtype!r}, must be one of {', '.join(ACC)}")
+    check_dtype(dtype)
     found = mechanism.get(op)
     options, static = split(found, settings or [])
     return Instance(found, found.config(**options), static, dtype)
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse a dtype that operators do not have."""
+    if dtype not in ACC:
+        raise ArgumentError(f"--dtype is {dtype!r}, must be one of {', '.join(ACC)}")
 
 
 def split(found: Mechanism, settings: list[str]) -> tuple[dict[str, Any], dict[str, int]]:

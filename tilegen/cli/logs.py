@@ -26,7 +26,9 @@ def verify(where: Where = None, json: Annotated[bool, typer.Option("--json", hel
     """Check every line; exit code 1 when one is bad.  Changes nothing."""
     from tilegen.tune import logs
 
-    verdicts = logs.verify(_own(where))
+    own = _own(where)
+    # Not having tuned anything yet is in order; a folder that was named has to be there.
+    verdicts = logs.verify(own) if where is not None or own.is_dir() else []
     if json:
         console.print_json([{"path": str(v.path), "records": v.records, "bad": v.bad} for v in verdicts])
     else:
@@ -37,7 +39,7 @@ def verify(where: Where = None, json: Annotated[bool, typer.Option("--json", hel
             for line, reason in v.bad:
                 out.print(f"  line {line}: {escape(reason)}")
         if not verdicts:
-            out.print(f"no logs in {escape(str(_own(where)))}")
+            out.print(f"no logs in {escape(str(own))}")
     if any(v.bad for v in verdicts):
         raise typer.Exit(1)
 

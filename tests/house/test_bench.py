@@ -1,0 +1,113 @@
+"""Numbers are given for right results only, and count what they say they count."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tilegen.bench import check, clock, spec
+from tilegen.errors import ArgumentError
+
+
+def double(x):
+    return (2 * x,)
+
+
+INPUT = torch.randn(64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_formula_itself_passes(dtype):
+    verdicts = check.judge(double, double, [INPUT.to(dtype)])
+    check.require(verdicts)
+    assert [v.name for v in verdicts] == ["output 0", "gradient 0"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        (lambda x: (2 * x + 1e-5,), "output 0"),
+        (lambda x: (2 * x.detach() + x - x.detach(),), "gradient 0"),
+        (lambda x: (2 * x + math.nan,), "output 0"),
+    ],
+    ids=["output", "gradient", "nan"],
+)
+def test_a_wrong_result_is_named(wrong, name):
+    with pytest.raises(check.ToleranceError, match=name):
+        check.require(check.judge(wrong, double, [INPUT]))
+
+
+def test_twice_the_error_of_the_formula_is_allowed_and_no_more():
+    exact = torch.ones(4, dtype=torch.float64)
+    plain = torch.ones(4) + 2**-10
+    unit = torch.finfo(torch.float32).eps
+    assert check.verdict("y", torch.ones(4) + 2**-9, plain, exact).passed
+    assert not check.verdict("y", torch.ones(4) + 2**-9 + 4 * unit, plain, exact).passed
+
+
+def test_one_wrong_element_of_many_is_found_by_the_peak():
+    exact = torch.randn(10000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours = exact.float()
+    ours[17] += 1e-5
+    assert not check.verdict("y", ours, exact.float(), exact).passed
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+def test_the_norm_is_allowed_twice_that_of_the_formula(factor):
+    exact = torch.randn(10000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = 1e-6 * torch.randn(10000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = check.verdict("y", (exact + factor * noise).float(), (exact - noise).float(), exact, check.norm)
+    assert found.passed is (factor == 1.0)
+
+
+def test_the_formula_adds_in_its_own_dtype():
+    """2^24 + 1 is not a float32: a sum kept in float32 stays where it is, in the value and in the gradient."""
+    x = torch.tensor([2.0**24, 1.0, 1.0], requires_grad=True)
+    with check.SumsInOwnDtype():
+        y = x.cumsum(0)
+        (gradient,) = torch.autograd.grad(y, x, torch.tensor([1.0, 1.0, 2.0**24]))
+    assert y.tolist() == [2.0**24] * 3
+    assert gradient.tolist() == [2.0**24] * 3
+
+
+def test_every_call_is_made_and_timed():
+    calls = {"a": 0, "b": 0}
+
+    def count(name):
+        calls[name] += 1
+
+    timings = clock.compare({name: lambda name=name: count(name) for name in calls}, 3, torch.device("cpu"))
+    assert all(n >= 3 for n in calls.values())
+    assert all(0 < t.low <= t.median <= t.high and t.samples == 3 for t in timings.values())
+
+
+def test_a_summary_is_median_and_quartiles():
+    assert clock.Timing.of([5.0, 1.0, 3.0, 2.0, 4.0]) == clock.Timing(3.0, 2.0, 4.0, 5)
+
+
+def test_elementwise_attention_counts_its_least_work():
+    """Order 2, causal, stabilised, counted by hand from the expression; four tensors forward, seven more backward."""
+    benchmark = spec.load("elementwise_attention")
+    config = benchmark.described().config(order=2)
+    work = benchmark.work(config, {"B": 1, "T": 10, "C": 3})
+    weight, powers, products, sums, polynomials, quotient = 6, 0, 1 + 2 + 2, 6 * 2, 2 * 7, 1
+    assert work["forward"] == spec.Work(30 * (weight + powers + products + sums + polynomials + quotient), 30 * 4)
+    assert work["forward+backward"].elements == 30 * 11
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_peer_is_the_reference(causal):
+    """It is timed as the same mathematics, so it has to be that."""
+    benchmark = spec.load("elementwise_attention")
+    mechanism = benchmark.described()
+    config = mechanism.config(order=4, causal=causal)
+    inputs = [torch.randn(2, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    (ours,), (reference,) = benchmark.peer(config, *inputs), mechanism.reference(config, *inputs)
+    torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-12)
+
+
+def test_an_operator_without_a_benchmark_says_so():
+    with pytest.raises(ArgumentError, match="op is 'nothing'"):
+        spec.load("nothing")

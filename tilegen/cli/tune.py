@@ -1,0 +1,59 @@
+"""``tilegen tune``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tilegen.cli import console
+from tilegen.cli.instance import Dtype, Set, instance, sizes
+from tilegen.errors import ArgumentError
+
+
+def command(
+    op: Annotated[
+        list[str] | None, typer.Argument(metavar="[OP]...", help="Operators, see `tilegen list`.", show_default=False)
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every operator.")] = False,
+    set_: Set = None,
+    dtype: Dtype = "float32",
+    shape: Annotated[str | None, typer.Option("--sizes", metavar="B=4,T=2048", help="Sizes to measure at.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="For the whole call.")] = None,
+    trials: Annotated[int | None, typer.Option(help="For each kernel, over all calls.")] = None,
+    effort: Annotated[str, typer.Option(help="quick, default or max: how long when neither of the above is given.")] = "default",
+    target: Annotated[str | None, typer.Option(help="cpu; kernels are run, so it must be this machine.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the trials of earlier calls.")] = True,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Where records go; default: this user's folder.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds propose alike.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Search the fastest tiles for this machine.  Interrupt it at any time: the same command goes on from there."""
+    from tilegen import mechanism, tune
+
+    if bool(op) == all_:
+        raise ArgumentError(
+            "OP is missing, name operators or say --all" if not op else "OP and --all were both given, choose one"
+        )
+    instances = [instance(name, set_, dtype) for name in (mechanism.names() if all_ else op or [])]
+    symbolic = tuple(dict.fromkeys(name for found in instances for name in found.mechanism.symbolic))
+    report = tune.tune(
+        instances,
+        shapes=sizes(shape, symbolic, "--sizes"),
+        minutes=minutes,
+        trials=trials,
+        effort=effort,
+        target=target,
+        resume=resume,
+        log_dir=log_dir,
+        seed=seed,
+    )
+    if json:
+        console.print_json(report.to_json())
+        return
+    out = console.out()
+    for line in report.lines():
+        out.print(line, markup=False)
