@@ -12,7 +12,7 @@ import tune_kernels as kernels
 
 from tilegen.errors import ScheduleError
 from tilegen.tune.journal import Outcome, Trial
-from tilegen.tune.search import MetaScheduleProposer
+from tilegen.tune.search import MetaScheduleProposer, spearman
 from tilegen.tune.space import Space, decisions_of, mutate, replay, step
 
 # isort: split
@@ -168,3 +168,12 @@ def test_mutation_changes_exactly_one_decision(small: Space) -> None:
 def test_a_step_never_stays() -> None:
     rng = random.Random(0)
     assert all(step(rng, at, 4) != at and 0 <= step(rng, at, 4) < 4 for at in range(4) for _ in range(50))
+
+
+def test_spearman_is_the_correlation_of_ranks() -> None:
+    from scipy.stats import spearmanr
+
+    rng = random.Random(1)
+    a, b = [rng.randrange(6) for _ in range(30)], [rng.random() for _ in range(30)]
+    assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert spearman([1, 2, 3], [10, 20, 90]) == pytest.approx(1)

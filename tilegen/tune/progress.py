@@ -28,6 +28,9 @@ class Progress:
         self.console = console or Console(stderr=True, soft_wrap=True, highlight=False)
         self._live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
         self._printed = 0.0
+        self._best = float("inf")
+        self._done = self._trials = self._new = self._rejected = self._traffic = 0
+        self._flops: float | None = None
         self._reset("")
 
     def __enter__(self) -> Progress:
@@ -92,8 +95,7 @@ class Progress:
     def _reset(self, name: str) -> None:
         self._name, self._begun, self._best, self._stage = name, time.monotonic(), float("inf"), ""
         self._done = self._trials = self._new = self._rejected = self._traffic = 0
-        self._flops: float | None = None
-        self._bandwidth = 1.0
+        self._flops, self._bandwidth = None, 1.0
 
     def _show(self, quietly: bool = False) -> None:
         if self._live:

@@ -6,9 +6,12 @@ so that every trial passes through the journal: a killed search is rebuilt from 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
-from collections.abc import Sequence
+import sys
+import types
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tilegen.tune.space import CategoricalMutator, Decisions, Space, decisions_of
@@ -17,7 +20,6 @@ from tilegen.tune.space import CategoricalMutator, Decisions, Space, decisions_o
 import numpy as np
 import tvm
 import tvm_ffi
-from scipy.stats import spearmanr
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
@@ -73,6 +75,30 @@ def cost_model(kind: str, space: Space, seed: int) -> Any:
     return ms.cost_model.XGBModel(extractor=features, config=config, num_warmup_samples=WARM_UP, early_stopping_rounds=20)
 
 
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """The correlation of the ranks of two sequences; equal values share the mean of their ranks."""
+
+    def ranks(values: Sequence[float]) -> Any:
+        _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+        return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+@contextlib.contextmanager
+def _light_import(kind: str) -> Iterator[None]:
+    """On a CPU, keep `ms.TuneContext` from parsing 250 intrinsics for matrix units: 3 s, and no rule for CPUs names one."""
+    name = "tvm.s_tir.tensor_intrin"
+    if kind != "llvm" or name in sys.modules:
+        yield
+        return
+    sys.modules[name] = types.ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 class MetaScheduleProposer:
     """Proposes candidates for one kernel.  A candidate's payload is its `tvm.s_tir.Schedule`.
 
@@ -116,15 +142,16 @@ class MetaScheduleProposer:
             genetic_mutate_prob=0.85,
             eps_greedy=EXPLORE,
         )
-        self._context = ms.TuneContext(
-            mod=space.mod,
-            target=target,
-            space_generator=spaces,
-            search_strategy=self._strategy,
-            task_name="main",
-            num_threads=1,  # the mutator is Python: threads would only wait for each other
-            rand_state=seed + 1,
-        )
+        with _light_import(str(target.kind.name)):
+            self._context = ms.TuneContext(
+                mod=space.mod,
+                target=target,
+                space_generator=spaces,
+                search_strategy=self._strategy,
+                task_name="main",
+                num_threads=1,  # the mutator is Python: threads would only wait for each other
+                rand_state=seed + 1,
+            )
         self._database = ms.database.MemoryDatabase()
         self._workload = self._database.commit_workload(space.mod)
         self._cost_model = cost_model(model, space, seed)
@@ -221,7 +248,7 @@ class MetaScheduleProposer:
         pairs = [(self._predicted[c.decisions], -o.seconds) for c, o in results if o.ok and c.decisions in self._predicted]
         scores, speeds = {p for p, _ in pairs}, {s for _, s in pairs}
         if len(pairs) >= 4 and len(scores) > 1 and len(speeds) > 1:
-            self._correlations.append(float(spearmanr(*zip(*pairs, strict=True)).statistic))
+            self._correlations.append(spearman(*zip(*pairs, strict=True)))
 
     def rank_correlation(self) -> float | None:
         """Spearman's correlation between predicted and measured speed within a batch, the mean over the batches.
