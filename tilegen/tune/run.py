@@ -88,8 +88,7 @@ def tune(
                 skipped.append(task.name)
                 continue
             results.append(result)
-            for line in result.lines():
-                show.say(line)
+            show.say(result.lines()[0])
     return TuneReport(results, time.monotonic() - begun, skipped)
 
 
