@@ -58,7 +58,11 @@ def case(kind="sum", decay=None, reverse=False, exclusive=False, initial=False, 
     return Case(inputs, [Y], reference, {"reset": RESET} | (values or {}))
 
 
-@pytest.mark.parametrize("decay", [None, (B, T, C), (B, T, 1), (1, T, 1)], ids=["plain", "full", "row", "scalar"])
+@pytest.mark.parametrize(
+    "decay",
+    [None, (B, T, C), (B, T, 1), (1, T, 1), (1, 1, C), (B, 1, 1)],
+    ids=["plain", "full", "row", "scalar", "steady", "steady-row"],
+)
 def test_sum(decay):
     flags = itertools.product((False, True), repeat=4)
     check(*[case("sum", decay, *chosen) for chosen in flags])

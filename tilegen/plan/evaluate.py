@@ -6,7 +6,7 @@ another index) is substituted where it is read, so that nothing is evaluated tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tvm import ir, te, tirx
@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 from tilegen.errors import PlanError
 from tilegen.expression import scalars
 from tilegen.expression.scan import scan_inputs, scan_spec
-from tilegen.expression.walkers import WIDE, call_name, const_int, find, is_load, load_indices, load_tensor, prim, rewrite, substitute
+from tilegen.expression.walkers import WIDE, call_name, const_int, find, is_load, load_indices, load_tensor, prim, rewrite, substitute, variables
 from tilegen.plan import stages
 from tilegen.plan.keep import keep
 from tilegen.plan.kernel import Kernel
@@ -63,6 +63,7 @@ class Evaluator:
         self.current: dict[te.Tensor, Any] = {}
         self.bound: dict[tuple[te.Tensor, Any], Any] = {}
         self.latches: Mapping[te.Tensor, Any] = {}
+        self.lets: set[Any] = set()
         self.ending = False
         self.computing: set[te.Tensor] = set()
         self.written = set(kernel.writes())  # being written here, so not yet to be read
@@ -88,17 +89,22 @@ class Evaluator:
             return self.reduce_step(anchor, [self.step])
         if anchor not in self.current:
             spec, sources = scan_spec(anchor.op), scan_inputs(anchor.op)
-            before, dtype = self.previous[anchor], str(anchor.dtype)
-            if spec.reset:
-                kind = {"logsumexp": "max"}.get(spec.kind, spec.kind)
-                start = self._broadcast(sources["reset"])
-                before = tirx.Select(start != 0, identity(kind, dtype), before)
+            before = self._before(anchor)
             if spec.decay:
                 before = before * self._broadcast(sources["decay"])
             x = self.element(sources["x"], self.full)
             value = combine(spec.kind, before, x)
             self.current[anchor] = self._bind(anchor.op.name, self.math(value))
         return self.current[anchor]
+
+    def _before(self, scan: te.Tensor) -> Any:
+        """The state that this step of a scan takes over: nothing where it starts a sequence."""
+        spec = scan_spec(scan.op)
+        if not spec.reset:
+            return self.previous[scan]
+        kind = {"logsumexp": "max"}.get(spec.kind, spec.kind)
+        start = self._broadcast(scan_inputs(scan.op)["reset"])
+        return tirx.Select(start != 0, identity(kind, str(scan.dtype)), self.previous[scan])
 
     def reduce_step(self, anchor: te.Tensor, steps: Sequence[Any]) -> Any:
         """The accumulator of a reduction after adding the element at `steps`."""
@@ -154,7 +160,11 @@ class Evaluator:
         if not spec.exclusive:
             return self.walk_value(scan, sources, here, tirx.if_then_else(first, start, buffer[tuple(there)]))
         after = self.walk_value(scan, sources, there, buffer[tuple(there)])
-        return tirx.if_then_else(first, start, after)
+        value = tirx.if_then_else(first, start, after)
+        if not spec.reset:
+            return value
+        starts = self.element(sources["reset"], _broadcast_indices(sources["reset"], here))
+        return tirx.Select(starts != 0, identity(kind, str(scan.dtype)), value)
 
     # ---------------------------------------------------------------- elements
 
@@ -176,7 +186,7 @@ class Evaluator:
         if stages.kind(anchor) == "reduce":
             raise PlanError(f"kernel '{self.kernel.name}' reads its own reduction '{anchor.op.name}' before it is complete")
         if self._same(indices, self.full):
-            return self.previous[anchor] if scan_spec(anchor.op).exclusive else self.advance(anchor)
+            return self._before(anchor) if scan_spec(anchor.op).exclusive else self.advance(anchor)
         return self.previous[anchor]
 
     def _stage(self, tensor: te.Tensor, indices: list[Any]) -> Any:
@@ -195,7 +205,7 @@ class Evaluator:
         def load(call: Any) -> Any:
             return self.element(load_tensor(call), load_indices(call)) if is_load(call) else call
 
-        return rewrite(selects(rewrite(expr, ir.Call, load), self.point), prim.Cast, plain_cast)
+        return rewrite(selects(rewrite(expr, ir.Call, load), self.point, self.kernel.space, self.lets), prim.Cast, plain_cast)
 
     def _broadcast(self, tensor: te.Tensor) -> Any:
         return self.element(tensor, _broadcast_indices(tensor, self.full))
@@ -225,6 +235,7 @@ class Evaluator:
         if isinstance(value, ir.Var) or str(value.ty.dtype) in WIDE:
             return value
         var = T.Bind(keep(value))
+        self.lets.add(var)
         IRBuilder.name(name.replace(".", "_"), var)
         return var
 
@@ -245,16 +256,43 @@ def plain_cast(cast: Any) -> Any:
     return cast
 
 
-def selects(expr: Any, point: Sequence[Any]) -> Any:
-    """`if_then_else` as a branch-free select where both sides may always be evaluated (they read nothing guarded)."""
+def selects(expr: Any, point: Sequence[Any], space: Sequence[Any], lets: Collection[Any]) -> Any:
+    """`if_then_else` as a branch-free select where both sides may always be evaluated, or where it must be one.
+
+    Both sides may when they read nothing guarded.  A condition that changes along the last axis of the point is in a vector,
+    which TVM cannot branch on (it gives all lanes what the last one gets): there, guarded reads are clamped into the tensor.
+    """
+    extents = {v: const_int(n) for v, n in zip(point, space, strict=False) if isinstance(v, ir.Var)}
+    lane = point[-1] if point else None
+
+    def inside(index: Any, extent: Any) -> bool:
+        if const_int(index) is not None:
+            return True
+        mine, its = extents.get(index) if isinstance(index, ir.Var) else None, const_int(extent)
+        return isinstance(index, ir.Var) and (mine is None or its is None or mine <= its)
 
     def harmless(e: Any) -> bool:
-        return all(all(isinstance(i, ir.Var) or const_int(i) is not None for i in load.indices) for load in find(e, _is_buffer_load))
+        return all(inside(i, n) for load in find(e, _is_buffer_load) for i, n in zip(load.indices, load.source.shape, strict=True))
+
+    def in_lanes(condition: Any) -> bool:
+        return any(v.same_as(lane) or v in lets for v in variables(condition))
+
+    def clamped(load: Any) -> Any:
+        pairs = zip(load.indices, load.source.shape, strict=True)
+        return load.source[tuple(i if inside(i, n) else tirx.max(tirx.min(i, n - 1), 0) for i, n in pairs)]
 
     def change(call: Any) -> Any:
-        if call_name(call) != "if_then_else" or not all(harmless(e) for e in call.args):
+        if call_name(call) != "if_then_else":
             return call
-        return tirx.Select(*call.args)
+        if all(harmless(e) for e in call.args):
+            return tirx.Select(*call.args)
+        if not in_lanes(call.args[0]):
+            return call
+        kinds = {type(load) for side in call.args[1:] for load in find(side, _is_buffer_load)}
+        sides = list(call.args[1:])
+        for kind in kinds:
+            sides = [rewrite(side, kind, clamped) for side in sides]
+        return tirx.Select(call.args[0], *sides)
 
     return rewrite(expr, ir.Call, change)
 
