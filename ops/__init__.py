@@ -18,6 +18,7 @@ from tilegen.ops.fast_multipole_attention.op import (
     fast_multipole_attention_levels,
     fast_multipole_attention_step,
 )
+from tilegen.ops.ema.op import ema, ema_init_state, ema_step
 
 __all__ = [
     "ElementwiseAttentionState",
@@ -25,6 +26,9 @@ __all__ = [
     "elementwise_attention",
     "elementwise_attention_init_state",
     "elementwise_attention_step",
+    "ema",
+    "ema_init_state",
+    "ema_step",
     "fast_multipole_attention",
     "fast_multipole_attention_init_state",
     "fast_multipole_attention_levels",
