@@ -101,6 +101,7 @@ def test_a_read_of_the_forward_out_of_bounds():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: compute((), lambda: A[0, 0], "Y"), r"'Y' has no axes, which TVM cannot handle; give it the shape \(1,\)"),
         (lambda: row(lambda i: 1.0), r"stage 'Y': the body is the plain number 1.0; write const\(1.0, dtype\)"),
         (lambda: compute((4, 5), lambda i: A[i, 0], "Y"), r"the shape has 2 axes, the body takes 1 indices \(i\)"),
         (lambda: row(lambda i: reduce_sum(A[i, R], R) * 2.0), "a reduction is part of a larger expression; make it a stage"),

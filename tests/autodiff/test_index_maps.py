@@ -143,6 +143,11 @@ def fixed_place():
     return Case([A, W], [Y], lambda a, w: a[:, 39:, None] * w - a[:, :, None])
 
 
+def one_element_for_all():
+    A, W = tensor("A", 30), tensor("W", 5, 20)
+    return Case([A, W], [compute((5, 20), lambda i, j: A[3] * W[i, j], "Y")], lambda a, w: a[3] * w)
+
+
 def summed_diagonal():
     A, W = tensor("A", 30, 30), tensor("W", 30, 20)
     return Case([A, W], [compute((30, 20), lambda i, e: A[i, i] * W[i, e], "Y")], lambda a, w: a.diagonal()[:, None] * w)
@@ -228,6 +233,7 @@ CASES = [
     shifted_quotient,
     diagonal,
     fixed_place,
+    one_element_for_all,
     summed_diagonal,
     toeplitz_bias,
     parity_dependent_offset,

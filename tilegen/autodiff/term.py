@@ -61,6 +61,8 @@ def sum_stage(term: Term, shape: Sequence[Expr], name: str) -> te.Tensor:
     body = substitute(term.body, {v: axis.var for v, axis in axes.items()})
     reduce = te.sum(body, axis=list(axes.values()))
     loose = [k for k, v in enumerate(term.target) if v not in term.pinned]
+    if not loose:  # TVM cannot compare tensors without axes
+        return compute([1], lambda only: reduce, name)
     target = [term.target[k] for k in loose]
     place = lambda *i: substitute(reduce, dict(zip(target, i, strict=True)))
     return compute([shape[k] for k in loose], place, name, axes=[v.name for v in target])
@@ -78,7 +80,7 @@ def accumulate(tensor: te.Tensor, terms: Sequence[Term]) -> te.Tensor:
         for term, summed in zip(terms, sums, strict=True):
             here = dict(zip(term.target, i, strict=True))
             loose = [x for x, v in zip(i, term.target, strict=True) if v not in term.pinned]
-            part = summed(*loose) if summed is not None else substitute(term.body, here)
+            part = summed(*(loose or [0])) if summed is not None else substitute(term.body, here)
             if term.scale is not None:
                 part = multiply(part, substitute(term.scale, here))
             parts.append(guarded([substitute(g, here) for g in term.guards], part))

@@ -18,7 +18,7 @@ STOP = {"grad": "stop"}
 
 def placeholder(shape: Sequence[Any], dtype: str, name: str) -> te.Tensor:
     """An argument of the graph."""
-    return te.placeholder(tuple(shape), dtype, name=name)
+    return te.placeholder(_axes(shape, name), dtype, name=name)
 
 
 def compute(
@@ -33,7 +33,7 @@ def compute(
     A reduction (`reduce_sum`, ...) must be the whole of `fn`'s result: put what follows it in a stage of its own.
     The axes are called as the parameters of `fn`, or as `axes` says.
     """
-    shape = tuple(shape)
+    shape = _axes(shape, name)
     called = list(axes) if axes is not None else _argument_names(fn, len(shape), name)
     variables = [tirx.IterVar((0, n), arg, 0) for arg, n in zip(called, shape, strict=True)]
     body = fn(*[axis.var for axis in variables])
@@ -46,6 +46,12 @@ def compute(
     if reductions:
         check_reduction(body, name)
     return te._ffi_api.ComputeOp(name, "", dict(attrs or {}), variables, [body]).output(0)
+
+
+def _axes(shape: Sequence[Any], name: str) -> tuple[Any, ...]:
+    if not len(shape):
+        raise ExpressionError(f"'{name}' has no axes, which TVM cannot handle; give it the shape (1,)")
+    return tuple(shape)
 
 
 def _argument_names(fn: Callable[..., Any], rank: int, name: str) -> list[str]:
