@@ -11,6 +11,7 @@ from tilegen.ops.elementwise_attention.op import (
     elementwise_attention_init_state,
     elementwise_attention_step,
 )
+from tilegen.ops.ema.op import ema, ema_init_state, ema_step
 from tilegen.ops.fast_multipole_attention.op import (
     FastMultipoleAttentionState,
     fast_multipole_attention,
@@ -18,11 +19,17 @@ from tilegen.ops.fast_multipole_attention.op import (
     fast_multipole_attention_levels,
     fast_multipole_attention_step,
 )
-from tilegen.ops.ema.op import ema, ema_init_state, ema_step
+from tilegen.ops.linear_attention.op import (
+    LinearAttentionState,
+    linear_attention,
+    linear_attention_init_state,
+    linear_attention_step,
+)
 
 __all__ = [
     "ElementwiseAttentionState",
     "FastMultipoleAttentionState",
+    "LinearAttentionState",
     "elementwise_attention",
     "elementwise_attention_init_state",
     "elementwise_attention_step",
@@ -33,4 +40,7 @@ __all__ = [
     "fast_multipole_attention_init_state",
     "fast_multipole_attention_levels",
     "fast_multipole_attention_step",
+    "linear_attention",
+    "linear_attention_init_state",
+    "linear_attention_step",
 ]
