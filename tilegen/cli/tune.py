@@ -54,6 +54,7 @@ def command(
     if json:
         console.print_json(report.to_json())
         return
-    out = console.out()
-    for line in report.lines():
-        out.print(line, markup=False)
+    # What was found for each kernel has been said on stderr when it was found.
+    said = sum(len(result.lines()) for result in report.results)
+    for line in report.lines()[said:]:
+        console.out().print(line, markup=False)
