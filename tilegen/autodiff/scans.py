@@ -8,6 +8,7 @@ the state before it (the decay, or exp(z[t-1] - z[t]) of a log-sum-exp)::
     y[t] = f[t] y[t-1] + x[t]        r[t] = dy[t] + c[t]      c[t-1] = f[t] (c[t] + dy[t])      dx[t] = r[t]
     y[t+1] = a[t] y[t] + x[t]        c[t-1] = a[t] c[t] + dy[t]                                 dx[t] = c[t]
 
+A factor that is one, or the same at all steps, needs no carry: dx[t] = dy[t] + f dx[t+1].
 Where a sequence starts, nothing is sent back: the reset of step t + 1 resets the carry at step t.
 """
 
@@ -136,16 +137,16 @@ class _ScanAdjoint:
 
     def inclusive(self) -> list[Contribution]:
         factor = self.factor()
-        if factor is None:
-            total = self.back(self.dy, None, exclusive=False)
-            step = lambda i: total(*i)
+        if factor is None or (self.spec.kind == "sum" and self.steady()):
+            # The factor of step t + 1 is that of step t, so the inclusive scan needs no carry of its own.
+            total = self.back(self.dy, factor, exclusive=False)
         else:
             names = axis_names(self.x)
             weighted = lambda *i: self.broadcast(factor, i) * self.dy(*i)
             sent = compute(self.shape, weighted, f"d{self.op.name}_sent", axes=names)
             carry = self.back(sent, factor, exclusive=True)
             total = compute(self.shape, lambda *i: self.dy(*i) + carry(*i), f"d{self.op.name}_step", axes=names)
-            step = lambda i: total(*i)
+        step = lambda i: total(*i)
         i = fresh(self.x)
         value = step(i)
         if self.spec.kind == "logsumexp":
