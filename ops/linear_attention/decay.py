@@ -78,7 +78,9 @@ class TokenDecay(NoDecay):
         C, T = config.chunk, dims.T
         shape = (dims.B, dims.H, ceildiv(T, C), C)
         lowest, zero = LOWEST[dims.acc], const(0, dims.acc)
-        g = compute(shape, lambda b, h, c, i: if_then_else(c * C + i < T, maximum(decay[b, c * C + i, h], lowest), zero), name="g")
+        g = compute(
+            shape, lambda b, h, c, i: if_then_else(c * C + i < T, maximum(decay[b, c * C + i, h], lowest), zero), name="g"
+        )
         self.G = scan(g, axis=3, name="G") if C > 1 else g
 
     def between(self, x: Any, b: Any, h: Any, c: Any, i: Any, j: Any) -> Any:

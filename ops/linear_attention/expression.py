@@ -58,7 +58,11 @@ def causal(
     square = [*Q.shape[:4], config.chunk]
     d = reduce_axis(dims.D, "d")
     A = compute(square, lambda b, h, c, i, j: reduce_sum(Q[b, h, c, i, d.var] * K[b, h, c, j, d.var], d), name="A")
-    P = compute(square, lambda b, h, c, i, j: if_then_else(j <= i, g.between(A[b, h, c, i, j], b, h, c, i, j), const(0, dims.acc)), name="P")
+    P = compute(
+        square,
+        lambda b, h, c, i, j: if_then_else(j <= i, g.between(A[b, h, c, i, j], b, h, c, i, j), const(0, dims.acc)),
+        name="P",
+    )
     Ks = compute(K.shape, lambda b, h, c, j, d: g.until_end(K[b, h, c, j, d], b, h, c, j), name="Ks") if g.present else K
 
     j = reduce_axis(config.chunk, "j")
@@ -75,8 +79,12 @@ def causal(
         inner = compute(Q.shape[:4], lambda b, h, c, i: reduce_sum(P[b, h, c, i, u.var], u), name="inner_total")
         more = keys(config, Ks)
         z_before = scan(more, axis=2, exclusive=True, decay=g.of_chunk(1), initial=z, name="z_before")
-        outer = compute(Q.shape[:4], lambda b, h, c, i: reduce_sum(Q[b, h, c, i, w.var] * z_before[b, h, c, w.var], w), name="past_total")
-        total = compute(Q.shape[:4], lambda b, h, c, i: inner[b, h, c, i] + g.since_start(outer[b, h, c, i], b, h, c, i), name="total")
+        outer = compute(
+            Q.shape[:4], lambda b, h, c, i: reduce_sum(Q[b, h, c, i, w.var] * z_before[b, h, c, w.var], w), name="past_total"
+        )
+        total = compute(
+            Q.shape[:4], lambda b, h, c, i: inner[b, h, c, i] + g.since_start(outer[b, h, c, i], b, h, c, i), name="total"
+        )
         states.append((z_before, more, g.of_chunk(1)))
     return O, total, [after(dims, *state) for state in states] if config.return_state else []
 

@@ -116,7 +116,8 @@ def linear_attention(
         float64 arguments); causal only.  The state before position 0 is decayed by g_0.
     normalize : divide each row by the sum of its weights, which a positive feature map keeps positive; a row whose weights sum
         to 0 is 0, and has no gradient.
-    initial_state : the past that comes before position 0: S [B, H, D, E], with `normalize` the pair (S, z [B, H, D]); causal only.
+    initial_state : the past that comes before position 0: S [B, H, D, E], with `normalize` the pair of S and z [B, H, D];
+        causal only.
     return_state : also return the state after position T - 1; causal only.
     chunk : positions computed as one tile.  It changes rounding and speed only; each value is compiled once.
 

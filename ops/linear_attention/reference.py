@@ -59,7 +59,7 @@ def pairwise(config: Any, q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None 
 
 def chunked(config: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """The form without decay as PyTorch runs it fastest: batched products, one cumulative sum of the states of the chunks."""
-    batch, time, heads, key = q.shape
+    time = q.shape[1]
     pad = -time % config.chunk
     Q, K, V = (
         torch.nn.functional.pad(x, (0, 0, 0, 0, 0, pad)).unflatten(1, (-1, config.chunk)).transpose(2, 3) for x in (q, k, v)
