@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 from tvm import te, tirx
@@ -66,9 +67,13 @@ def stage_reads(tensor: te.Tensor, indices: list[Any], step: Any = None) -> list
     mapping = dict(zip(stages.axes(tensor), indices, strict=True))
     if step is not None:
         mapping |= {axis.var: step for axis in stages.reduce_axes(tensor)}
-    return [
-        (load_tensor(load), [substitute(i, mapping) for i in load_indices(load)]) for load in loads(stages.body(tensor))
-    ]
+    return [(source, [substitute(i, mapping) for i in at]) for source, at in _own_reads(tensor)]
+
+
+@lru_cache(maxsize=1 << 14)
+def _own_reads(tensor: te.Tensor) -> list[tuple[te.Tensor, list[Any]]]:
+    """The reads of a stage's body, in its own axis variables."""
+    return [(load_tensor(load), load_indices(load)) for load in loads(stages.body(tensor))]
 
 
 def anchors_below(tensor: te.Tensor, ready: Collection[te.Tensor]) -> set[te.Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from tvm import sym, te, tirx
@@ -23,6 +24,7 @@ from tilegen.plan import stages
 from tilegen.plan.access import stage_reads
 
 
+@lru_cache(maxsize=1 << 14)
 def outer_rank(tensor: te.Tensor) -> int:
     """The number of leading axes up to the last symbolic one."""
     symbolic = [k for k, extent in enumerate(tensor.shape) if const_int(extent) is None]
@@ -183,14 +185,25 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
                 return False
         return True
 
+    def inner_variables(current: te.Tensor) -> list[Any]:
+        own = [tirx.Var(f"n{k}", "int32") for k in range(len(inner(current)))]
+        for var, extent in zip(own, inner(current), strict=True):
+            _bind(analyzer, var, extent)
+        return own
+
     def visit(current: te.Tensor, indices: list[Any], top: bool) -> None:
         indices = [simple(i) for i in indices]
-        key = f"{hash(current)} {indices}"
+        rank, axis = outer_rank(current), walk_axis(current)
+        held = is_local(current) or axis is not None
+        # A stage of the tile is looked at for the whole tile: where inside it is read makes no difference.
+        tiled = held or (rank > 0 and rank == len(frame.extents) and stages.kind(current) == "map" and same_place(indices[:rank], None, False))
+        key = f"{hash(current)} {indices[:rank] if tiled else indices}"
         if key in seen or (current in ready and not top):
             return
         seen.add(key)
-        rank, axis = outer_rank(current), walk_axis(current)
-        if is_local(current) or axis is not None:
+        if tiled and not top:
+            indices = [*indices[:rank], *inner_variables(current)]
+        if held:
             spec = scan_spec(current.op)
             aligned = stages.same_extents(outer(current), frame.extents) and same_place(
                 indices[:rank], axis, bool(spec and spec.reverse)
@@ -199,11 +212,7 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
                 found.memory.add(current)
                 return
             (found.walks if axis is not None else found.locals).add(current)
-            # From here on the stage is computed for the whole tile, in variables of its own.
-            own = [tirx.Var(f"n{k}", "int32") for k in range(len(current.shape) - rank)]
-            for var, extent in zip(own, inner(current), strict=True):
-                _bind(analyzer, var, extent)
-            for source, reads_at in _reads(current, [*at, *own], analyzer):
+            for source, reads_at in _reads(current, [*at, *inner_variables(current)], analyzer):
                 visit(source, reads_at, False)
             return
         if stages.kind(current) == "map":
