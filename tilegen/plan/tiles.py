@@ -23,6 +23,13 @@ class TileKernel(Kernel):
     locals: list[te.Tensor] = field(default_factory=list)
     walked: int | None = None
     order: dict[te.Tensor, int] = field(default_factory=dict)
+    reads: set[te.Tensor] = field(default_factory=set)
+
+    def joins(self, needs: Cone) -> bool:
+        """Whether a result with these needs can be computed here: no stage is held for this tile and read for others."""
+        directions = {_direction(scan) for scan in {*needs.walks, *self.anchors}}
+        held, its = {*self.locals, *self.anchors}, needs.locals | needs.walks
+        return len(directions) <= 1 and not held & needs.memory and not its & self.reads
 
 
 def has_tiles(tensors: Sequence[te.Tensor]) -> bool:
@@ -65,6 +72,7 @@ class TilePartition:
                 # Scans of two directions cannot be walked by one task: what is not walked comes from memory.
                 if len({_direction(scan) for scan in needs.walks}) > 1:
                     needs = self._one_way(tensor, frame, needs)
+                needs = self._stored(tensor, frame, needs)
             self.cones[tensor] = (frame, needs)
             stack += [t for t in needs.memory if t is not tensor]
 
@@ -80,6 +88,14 @@ class TilePartition:
         rest.memory |= {scan for scan in stored if scan is not tensor}
         return rest
 
+    def _stored(self, tensor: te.Tensor, frame: Frame, needs: Cone) -> Cone:
+        """The cone in which what must be in memory for other outer points is read from there at this one too."""
+        while (needs.memory & (needs.locals | needs.walks)) - {tensor}:
+            known = needs.memory
+            needs = cone(tensor, frame, self.ready | known)
+            needs.memory |= known
+        return needs
+
     def _place(self, tensor: te.Tensor) -> None:
         frame, needs = self.cones[tensor]
         written = [self.memory[t] for t in needs.memory if t in self.memory]
@@ -87,17 +103,15 @@ class TilePartition:
         if frame is None:
             self._place_plain(tensor, bound)
             return
-        directions = {_direction(scan) for scan in needs.walks}
         for kernel in self.kernels[bound + 1 :]:
-            if not isinstance(kernel, TileKernel) or not stages.same_extents(kernel.space, frame.extents):
-                continue
-            if len(directions | {_direction(scan) for scan in kernel.anchors}) <= 1:
+            if isinstance(kernel, TileKernel) and stages.same_extents(kernel.space, frame.extents) and kernel.joins(needs):
                 break
         else:
             kernel = TileKernel("tile", list(frame.extents), order=self.order)
             self.kernels.append(kernel)
         kernel.frames[tensor] = frame
         kernel.emits.append(tensor)
+        kernel.reads |= needs.memory
         kernel.locals += [t for t in needs.locals if t not in kernel.locals]
         kernel.anchors += [t for t in needs.walks if t not in kernel.anchors]
         if kernel.anchors:

@@ -1,0 +1,50 @@
+"""Tile kernels: a stage that is read at other outer points comes from memory, never from what the tile holds."""
+
+from __future__ import annotations
+
+from tilegen import _tvm
+
+_tvm.ensure()
+
+from tvm import te, tirx  # noqa: E402
+
+from tilegen.expression import ceildiv, compute, const, floordiv, floormod, if_then_else, placeholder, reduce_axis, reduce_sum  # noqa: E402
+from tilegen.plan.tiles import TileKernel, TilePartition  # noqa: E402
+
+TILE = 4
+
+
+def graph() -> tuple[te.Tensor, te.Tensor, te.Tensor, te.Tensor]:
+    """x [B, T, 8], its tile sums s, y that reads s of the own tile and of the next, z that reads s of the own tile."""
+    B, T = tirx.Var("B", "int32"), tirx.Var("T", "int32")
+    tiles, zero = ceildiv(T, TILE), const(0, "float32")
+    x = placeholder((B, T, 8), "float32", "x")
+    d = reduce_axis(8, "d")
+    inside = lambda b, n, i, e: if_then_else(n * TILE + i < T, x[b, n * TILE + i, e], zero)
+    padded = compute((B, tiles, TILE, 8), inside, name="padded")
+    s = compute((B, tiles, TILE), lambda b, n, i: reduce_sum(padded[b, n, i, d.var], d), name="s")
+    after = lambda b, t: if_then_else(floordiv(t, TILE) + 1 < tiles, s[b, floordiv(t, TILE) + 1, floormod(t, TILE)], zero)
+    y = compute((B, T), lambda b, t: s[b, floordiv(t, TILE), floormod(t, TILE)] + after(b, t), name="y")
+    z = compute((B, T), lambda b, t: s[b, floordiv(t, TILE), floormod(t, TILE)] * 2, name="z")
+    return x, s, y, z
+
+
+def kernel_that_writes(partition: TilePartition, tensor: te.Tensor) -> TileKernel:
+    (found,) = [kernel for kernel in partition.kernels if tensor in kernel.writes()]
+    assert isinstance(found, TileKernel)
+    return found
+
+
+def test_a_stage_read_at_other_tiles_is_written_before() -> None:
+    x, s, y, _ = graph()
+    partition = TilePartition([y], [x])
+    first, second = kernel_that_writes(partition, s), kernel_that_writes(partition, y)
+    assert partition.kernels.index(first) < partition.kernels.index(second)
+    assert s not in second.locals
+
+
+def test_no_kernel_holds_a_stage_that_it_reads_elsewhere() -> None:
+    x, s, y, z = graph()
+    partition = TilePartition([z, y], [x])
+    assert s not in kernel_that_writes(partition, y).locals
+    assert s in kernel_that_writes(partition, z).locals
