@@ -38,12 +38,12 @@ def forward(config: Any, q: Tensor, k: Tensor, v: Tensor, **rest: Tensor) -> tup
     logits = torch.einsum("bihd,bjhd->bhij", q, torch.cat(keys, 1)) * (q.shape[-1] ** -0.5 if config.scale is None else config.scale)
     logits = logits + torch.cat(bias) if config.count_bias else logits
     logits = logits.masked_fill(~torch.cat(mask, 1), -math.inf)
-    values = torch.cat(values, 1)
+    rows = torch.cat(values, 1)
     if config.phantom_keys:
         extra = _phantoms(config, T, q)
         logits = torch.cat([logits, extra.expand(*logits.shape[:2], *extra.shape)], 3)
-        values = torch.cat([values, values.new_zeros(values.shape[0], extra.shape[1], *values.shape[2:])], 1)
-    return (torch.einsum("bhij,bjhd->bihd", logits.softmax(-1), values),)
+        rows = torch.cat([rows, rows.new_zeros(rows.shape[0], extra.shape[1], *rows.shape[2:])], 1)
+    return (torch.einsum("bhij,bjhd->bihd", logits.softmax(-1), rows),)
 
 
 def _listed(config: Any, own: Tensor, g: Tensor) -> Tensor:
