@@ -12,7 +12,7 @@ _tvm.ensure()
 
 import tvm  # noqa: E402
 
-from tilegen.build import link  # noqa: E402
+from tilegen.build import link, pipeline  # noqa: E402
 from tilegen.build.scheduled import schedule  # noqa: E402
 from tilegen.build.target import BuildTarget, resolve  # noqa: E402
 from tilegen.bundle import pack  # noqa: E402
@@ -76,6 +76,6 @@ def entry(symbol: str, function: FunctionPlan) -> EntryPoint:
 def generate(parts: dict[str, Any], target: BuildTarget) -> Any:
     """Machine code for scheduled functions by symbol."""
     try:
-        return tvm.compile(tvm.IRModule(parts), target=target.tvm)
+        return pipeline.compile(tvm.IRModule(parts), target.tvm)
     except Exception as error:
         raise BuildError(f"code generation for {target.description} failed: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any
 from tvm import ir, tirx
 
 from tilegen.expression.walkers import call_name, rewrite
+from tilegen.plan.keep import keep
 
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
@@ -112,9 +113,10 @@ class Functions:
 def vectorisable(expr: Expr, bind: Bind) -> Expr:
     """`expr` with the float32 functions above written out.
 
-    What a guard protects is not bound outside of it: there shared values are repeated, and LLVM finds them again.
+    What a guard protects is not bound outside of it: there shared values are repeated, and LLVM finds them again; `keep`
+    stops TVM's simplifier from cancelling (1 + x) - 1 - x.
     """
-    repeat = Functions(lambda name, value: value)
+    repeat = Functions(lambda name, value: keep(value))
 
     def guarded(call: Expr) -> Expr:
         if call_name(call) != "if_then_else":
