@@ -25,11 +25,14 @@ from tilegen.ops.linear_attention.op import (
     linear_attention_init_state,
     linear_attention_step,
 )
+from tilegen.ops.short_long_conv.op import merge_branches, short_long_conv, two_sided_kernel
+from tilegen.ops.short_long_conv.step import ShortLongConvState, short_long_conv_init_state, short_long_conv_step
 
 __all__ = [
     "ElementwiseAttentionState",
     "FastMultipoleAttentionState",
     "LinearAttentionState",
+    "ShortLongConvState",
     "elementwise_attention",
     "elementwise_attention_init_state",
     "elementwise_attention_step",
@@ -43,4 +46,9 @@ __all__ = [
     "linear_attention",
     "linear_attention_init_state",
     "linear_attention_step",
+    "merge_branches",
+    "short_long_conv",
+    "short_long_conv_init_state",
+    "short_long_conv_step",
+    "two_sided_kernel",
 ]

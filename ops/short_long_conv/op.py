@@ -1,0 +1,125 @@
+"""The public operators of short-long convolution: the parallel form, merged branches, two-sided kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from tilegen.errors import ArgumentError
+from tilegen.ops.short_long_conv import MECHANISM, Config
+from tilegen.torch import operator
+
+_call = operator(MECHANISM)
+
+
+def short_long_conv(x: Tensor, short: Tensor, long: Tensor, *, causal: bool = True, branches: Sequence[Tensor] = ()) -> Tensor:
+    """A short depthwise convolution, SiLU, and a long depthwise convolution.
+
+    ::
+
+        y = K_l * silu(K_s * x)          (K * x)_t = sum_l K_l x_{t-l}
+
+    over l = 0 .. K-1 when causal.  Otherwise kernels are centred: tap l of K = 2r + 1 reaches l - r positions back, so it sees
+    both ways; `two_sided_kernel` makes one from a kernel for the past and one for the future.  x is zero outside of the
+    sequence: nothing wraps around, and a kernel may be longer than the sequence.  Differentiable once, in all tensors.
+
+    Parameters
+    ----------
+    x : [B, T, C], a floating dtype (float16, bfloat16, float32, float64); any T >= 1 and any strides.
+    short : [C, Ks], the dtype of x; a library is compiled for each Ks (3 to 7 are usual).
+    long : [C, Kl], the dtype of x; any Kl >= 1 without another compilation.
+    causal : position t sees 0 .. t only; without it Ks and Kl must be odd.
+    branches : kernels [C, K] parallel to the long one, which see the same hidden sequence; they are merged into it first.
+
+    Returns
+    -------
+    y [B, T, C] in the dtype of x.
+
+    Raises
+    ------
+    ArgumentError
+        When an argument does not fit; names it and says what to do.
+
+    Notes
+    -----
+    CHELA (Liu et al., 2024), Eq. 8.  Sums are kept in float32 (float64 for float64).  The cost is that of the definition,
+    2 C (Ks + Kl) operations a position.
+    """
+    config = Config(causal)
+    for name, kernel in (("short", short), ("long", long)):
+        _check_kernel(name, kernel, causal)
+    if branches:
+        long = merge_branches(long, branches, causal=causal)
+    # Taps first: every vector of the compiled loops is then contiguous, as it is in x.
+    (y,) = _call(config, {"x": x, "short": short.t(), "long": long.t()})
+    return y
+
+
+def merge_branches(kernel: Tensor, branches: Sequence[Tensor], *, causal: bool = True) -> Tensor:
+    """The one kernel that does what `kernel` and all `branches` do side by side: structural re-parameterisation.
+
+    Parallel convolutions of the same input are one convolution with the sum of their kernels, aligned at lag 0: the first tap
+    when causal, the centre otherwise.  Scales (those of a norm in eval mode, say) are folded in by the caller: ``scale[:, None] *
+    kernel``.  It cannot cross the SiLU: a branch that sees x instead of the hidden sequence does not merge.
+
+    Parameters
+    ----------
+    kernel : [C, K]; branches : each [C, K_i].
+
+    Returns
+    -------
+    [C, max of all K], differentiable in all of them.
+    """
+    if not isinstance(branches, (list, tuple)):
+        raise ArgumentError(f"branches is a {type(branches).__name__}, must be a list of kernels [C, K]")
+    kernels = [kernel, *branches]
+    for i, each in enumerate(kernels):
+        name = f"branches[{i - 1}]" if i else "kernel"
+        _check_kernel(name, each, causal)
+        if each.shape[0] != kernel.shape[0] or each.dtype != kernel.dtype:
+            raise ArgumentError(
+                f"{name} is {list(each.shape)} of {each.dtype}, must be [C, K] of {kernel.dtype} with C = {kernel.shape[0]}"
+            )
+    taps = max(each.shape[1] for each in kernels)
+
+    def aligned(each: Tensor) -> Tensor:
+        missing = taps - each.shape[1]
+        return F.pad(each, (0, missing) if causal else (missing // 2, missing // 2))
+
+    merged = aligned(kernel)
+    for each in branches:
+        merged = merged + aligned(each)
+    return merged
+
+
+def two_sided_kernel(past: Tensor, future: Tensor) -> Tensor:
+    """A centred kernel for ``causal=False`` from one for each direction.
+
+    Parameters
+    ----------
+    past : [C, K], lags 0 .. K-1; future : [C, K-1], of the positions 1 .. K-1 ahead.
+
+    Returns
+    -------
+    [C, 2K-1], differentiable in both.
+    """
+    _check_kernel("past", past, True)
+    if not isinstance(future, Tensor) or future.shape != (past.shape[0], past.shape[1] - 1):
+        what = list(future.shape) if isinstance(future, Tensor) else type(future).__name__
+        raise ArgumentError(
+            f"future is {what}, must be a tensor [C, K-1] = {[past.shape[0], past.shape[1] - 1]} beside past [C, K]"
+        )
+    return F.pad(past, (past.shape[1] - 1, 0)) + F.pad(future.flip(1), (0, past.shape[1]))
+
+
+def _check_kernel(name: str, kernel: Tensor, causal: bool) -> None:
+    if not isinstance(kernel, Tensor) or kernel.dim() != 2 or kernel.shape[1] < 1:
+        what = f"shape {list(kernel.shape)}" if isinstance(kernel, Tensor) else f"type {type(kernel).__name__}"
+        raise ArgumentError(f"{name} has {what}, must be a tensor [C, K] with K >= 1 taps")
+    if not causal and kernel.shape[1] % 2 == 0:
+        raise ArgumentError(
+            f"{name} has {kernel.shape[1]} taps, must have an odd number with causal=False: the middle one is lag 0; "
+            "pad it with a zero, or make it with two_sided_kernel"
+        )
