@@ -13,7 +13,7 @@ import tune_kernels as kernels
 from tilegen.errors import ScheduleError
 from tilegen.tune.journal import Outcome, Trial
 from tilegen.tune.search import MetaScheduleProposer, spearman
-from tilegen.tune.space import Space, decisions_of, mutate, replay, step
+from tilegen.tune.space import Space, decisions_of, mutate, replay, step, trace_json
 
 # isort: split
 import tvm_ffi
@@ -119,24 +119,48 @@ def test_the_rank_correlation_of_a_model_that_learns_is_positive(wide: Space) ->
 
 def test_a_trace_replays_on_symbolic_sizes(small: Space) -> None:
     point = (2, 1, 1)
-    schedule = replay(small.trace(point), kernels.module())
+    schedule = replay(trace_json(small.schedule(point)), kernels.module())
     assert decisions_of(schedule.trace) == point
+    assert tvm_ffi.structural_equal(schedule.mod, small.schedule(point, kernels.module()).mod)
     assert small.values(point) == [64, 8, 4]
     assert small.indices([64, 8, 4]) == point
     assert small.indices([64, 8, 5]) is None
 
 
 def test_a_trace_of_another_kernel_is_an_error_that_says_so(small: Space) -> None:
-    trace = small.trace(small.default)
+    trace = trace_json(small.schedule(small.default))
     trace = [[[*i[:2], ["gone", "main"], *i[3:]] if i[0] == "GetSBlock" else i for i in trace[0]], trace[1]]
     with pytest.raises(ScheduleError, match="the trace does not fit the kernel"):
         replay(trace, kernels.module())
 
 
-def computes(sch: Any) -> None:
+def looks(sch: Any) -> None:
+    """A rule that looks at what it sampled: its traces cannot be replayed with other decisions."""
     tile = kernels.pick(sch, [8, 16, 32])
     _, c, _ = sch.get_loops(sch.get_sblock("upd"))
     sch.split(c, [None, int(sch.get(tile)) * 2])
+
+
+def test_a_rule_may_look_at_what_it_sampled() -> None:
+    space = Space(kernels.module(4, 64), looks)
+    extents = []
+    for point in ((0,), (1,), (2,)):
+        sch = space.schedule(point)
+        extents.append(int(sch.get(sch.get_loops(sch.get_sblock("upd"))[2]).extent))
+    assert extents == [16, 32, 64]
+    found = drain(MetaScheduleProposer(space, TARGET), space)
+    assert len(found) == 3
+
+
+def wavers(sch: Any) -> None:
+    if int(sch.get(kernels.pick(sch, [1, 2]))) == 2:
+        kernels.pick(sch, [1, 2])
+
+
+def test_a_rule_that_samples_now_this_now_that_is_named() -> None:
+    space = Space(kernels.module(4, 64), wavers)
+    with pytest.raises(ScheduleError, match="must sample the same categories whatever it drew before"):
+        space.schedule((1,))
 
 
 def tiles(sch: Any) -> None:
@@ -148,9 +172,7 @@ def fails(sch: Any) -> None:
     sch.get_sblock("no such block")
 
 
-@pytest.mark.parametrize(
-    ("rule", "message"), [(computes, "computes with sampled values"), (tiles, "SamplePerfectTile"), (fails, "failed for all of")]
-)
+@pytest.mark.parametrize(("rule", "message"), [(tiles, "SamplePerfectTile"), (fails, "failed for all of")])
 def test_a_rule_that_cannot_be_searched_is_refused(rule: Any, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
         Space(kernels.module(4, 64), rule)

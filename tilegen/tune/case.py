@@ -41,6 +41,8 @@ class Buffer:
         start = GUARD + -(self._room.ctypes.data + GUARD) % ALIGNMENT
         self._before, self._after = self._room[:start], self._room[start + size :]
         self.bytes = self._room[start : start + size]
+        self.guarded = self._room[start : start + size + GUARD]
+        """The data and the guard zone behind them."""
         self.array: Array = self.bytes.view(dtype).reshape(argument.shape)
 
     def poison(self, round_: int) -> None:

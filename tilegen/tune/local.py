@@ -29,7 +29,7 @@ from tilegen.tune.engine import Candidate
 from tilegen.tune.gate import dtype_of, limit_for
 from tilegen.tune.journal import OK, Outcome
 from tilegen.tune.pool import Job, Pool, Reply
-from tilegen.tune.space import Decisions, Space, replay
+from tilegen.tune.space import Decisions, Space
 from tilegen.tune.task import Task
 
 
@@ -72,12 +72,18 @@ class Workshop:
     """
 
     def __init__(
-        self, target: Any, *, backend: Backend | None = None, limits: Limits | None = None, jobs: int | None = None
+        self,
+        target: Any,
+        *,
+        backend: Backend | None = None,
+        limits: Limits | None = None,
+        jobs: int | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         kind = str(target.kind.name)
         self.target, self.backend, self.limits = target, backend or BACKENDS[kind], limits or Limits()
         self.builders = Pool(jobs or cores(), ["tilegen.tune.builder:setup"])
-        self.meter = Pool(1, [self.backend.setup])
+        self.meter = Pool(1, [self.backend.setup], environment=environment or {})
         self._folder = tempfile.TemporaryDirectory(prefix="tilegen-tune-")
         self.folder = Path(self._folder.name)
         self._bandwidth: float | None = None
@@ -179,7 +185,7 @@ class LocalEvaluator:
         base = self.task.mod if self.task.symbolic is None else self.task.symbolic
         for candidate in batch:
             # Made here, one after the other, while the workers compile those before.
-            module = tvm.ir.save_json(replay(self.space.trace(candidate.decisions), base).mod)
+            module = tvm.ir.save_json(self.space.schedule(candidate.decisions, base).mod)
             out = str(self.folder / ("-".join(map(str, candidate.decisions)) or "only")) + ".so"
             yield Job(
                 self.task.build, {"module": module, "target": self._target, "out": out}, self.workshop.limits.build, candidate

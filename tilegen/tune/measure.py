@@ -79,17 +79,28 @@ class Loaded:
     """A compiled candidate with buffers to run it on."""
 
     def __init__(self, library: str, symbol: str, folder: str) -> None:
+        self.case, self.accepted = load_case(folder), accepted(folder)
+        self.buffers = self.case.buffers()
+        self.open(library, symbol)
+
+    def open(self, library: str, symbol: str) -> None:
+        """Load the function and form its arguments."""
         import tvm_ffi
 
         self.function = tvm_ffi.load_module(library)[symbol]
-        self.case, self.accepted = load_case(folder), accepted(folder)
-        self.buffers = self.case.buffers()
         self.arguments = [library_of([b.array]).passed(b.array) for b in self.buffers]  # type: ignore[union-attr]
 
     def __call__(self) -> None:
         self.function(*self.arguments)
 
+    def send(self) -> None:
+        """Bring the buffers to the device; here they are there."""
+
+    def fetch(self) -> None:
+        """Bring the buffers back."""
+
     def outputs(self) -> list[Buffer]:
+        """The buffers that the kernel writes."""
         return [b for b in self.buffers if b.argument.output]
 
     def rejected(self) -> Failure | None:
@@ -98,7 +109,9 @@ class Loaded:
         for round_ in range(2):
             for buffer in self.outputs():
                 buffer.poison(round_)
+            self.send()
             self()
+            self.fetch()
             spoiled = [b.argument.name for b in self.buffers if not b.intact()]
             if spoiled:
                 return {"kind": "outside", "message": f"wrote outside of {', '.join(spoiled)}"}
@@ -136,7 +149,15 @@ class Loaded:
         return (time.perf_counter() - begin) / loops
 
 
-def measure(library: str, symbol: str, timed: str, checked: list[str], repeats: int, hurry: float | None) -> dict[str, Any]:
+def measure(
+    library: str,
+    symbol: str,
+    timed: str,
+    checked: list[str],
+    repeats: int,
+    hurry: float | None,
+    load: type[Loaded] = Loaded,
+) -> dict[str, Any]:
     """Pass a candidate through the gates and time it.
 
     Parameters
@@ -149,7 +170,7 @@ def measure(library: str, symbol: str, timed: str, checked: list[str], repeats: 
     -------
     ``{"kind": "ok", "samples": [seconds]}``, or the kind and message of the rejection.
     """
-    loaded = {folder: Loaded(library, symbol, folder) for folder in {*checked, timed}}
+    loaded = {folder: load(library, symbol, folder) for folder in {*checked, timed}}
     for folder in checked:
         failure = loaded[folder].rejected()
         if failure:
@@ -163,14 +184,16 @@ def measure(library: str, symbol: str, timed: str, checked: list[str], repeats: 
     return {"kind": "ok", "samples": samples}
 
 
-def rank(libraries: list[str], symbol: str, timed: str, rounds: int, seconds: float) -> list[list[float]]:
+def rank(
+    libraries: list[str], symbol: str, timed: str, rounds: int, seconds: float, load: type[Loaded] = Loaded
+) -> list[list[float]]:
     """Time several candidates in turns, so that a disturbance of the machine hits all of them.
 
     Returns the samples of each candidate; sample i of all candidates belongs to one round.  At least three rounds, then
     as many of `rounds` as fit into `seconds`.
     """
     end = time.monotonic() + seconds
-    candidates = [Loaded(library, symbol, timed) for library in libraries]
+    candidates = [load(library, symbol, timed) for library in libraries]
     loops = [candidate.loops() for candidate in candidates]
     samples: list[list[float]] = [[] for _ in candidates]
     for round_ in range(rounds):
@@ -183,12 +206,14 @@ def rank(libraries: list[str], symbol: str, timed: str, rounds: int, seconds: fl
     return samples
 
 
-def outputs(library: str, symbol: str, case: str, into: str) -> None:
+def outputs(library: str, symbol: str, case: str, into: str, load: type[Loaded] = Loaded) -> None:
     """Run the unscheduled kernel and leave its outputs in the folder `into`, one file of bytes per output."""
-    plain = Loaded(library, symbol, case)
+    plain = load(library, symbol, case)
     for buffer in plain.outputs():
         buffer.poison(0)
+    plain.send()
     plain()
+    plain.fetch()
     for buffer in plain.outputs():
         buffer.bytes.tofile(Path(into) / f"{buffer.argument.name}.plain")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -95,26 +96,27 @@ class Exact:
     """The plan of an instance in float64, unscheduled, and the values it computes."""
 
     def __init__(self, planned: Plan) -> None:
-        self.functions = twin(planned)
+        self.planned, self.functions = planned, twin(planned)
         self._compiled: dict[tuple[str, int | None], Any] = {}
         self._values: dict[tuple[Any, ...], dict[str, Array]] = {}
 
     def inputs(self, function: str, wanted: Sequence[Argument], sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
         """Values for the inputs among `wanted`, in their dtypes: what the whole function holds in these arguments."""
         values = self.values(function, sizes, seed)
-        return {a.name: values[a.name].astype(dtype_of(a.dtype)) for a in wanted if not a.output}
+        return {a.name: values[meaning(a.name)].astype(dtype_of(a.dtype)) for a in wanted if not a.output}
 
     def kernel(self, function: str, position: int, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of one kernel, in float64."""
-        return self._run(function, position, inputs)
+        """The outputs of one kernel, in float64, under the names of the plan that is tuned."""
+        exact = self._run(function, position, {meaning(name): value for name, value in inputs.items()})
+        return {a.name: exact[meaning(a.name)] for a in self.planned.functions[function].args if meaning(a.name) in exact}
 
     def values(self, function: str, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
-        """Every argument of a function by name, after running the functions up to it on random inputs."""
+        """Every argument of a function by its `meaning`, after running the functions up to it on random inputs."""
         key = (function, *sorted(sizes.items()), seed)
         if key not in self._values:
             known = {} if function == "forward" else dict(self.values("forward", sizes, seed))
             taken = arguments(_module(self.functions[function].prim_func()), sizes)
-            fresh = normal_inputs(taken, sizes, seed)
+            fresh = {meaning(name): value for name, value in normal_inputs(taken, sizes, seed).items()}
             given = {name: known.get(name, value) for name, value in fresh.items()}
             if len(self._values) > 4:  # a task's two sizes, forward and backward
                 self._values.clear()
@@ -128,7 +130,7 @@ class Exact:
             mod = _module(func)
             self._compiled[function, position] = (mod, generate(mod, Target({"kind": "llvm"}))[SYMBOL])
         mod, compiled = self._compiled[function, position]
-        buffers = {a.name: Buffer(a) for a in arguments(mod, _sizes(mod, inputs))}
+        buffers = {meaning(a.name): Buffer(a) for a in arguments(mod, _sizes(mod, inputs))}
         for name, buffer in buffers.items():
             if buffer.argument.output:
                 buffer.poison(0)
@@ -142,8 +144,9 @@ def _sizes(mod: tvm.IRModule, inputs: Mapping[str, Array]) -> dict[str, int]:
     """The symbolic sizes that the shapes of the inputs imply."""
     found = {}
     for param in mod[SYMBOL].params:
-        if str(param.name) in inputs:
-            for dim, extent in zip(param.ty.shape, inputs[str(param.name)].shape, strict=True):
+        name = meaning(str(param.name))
+        if name in inputs:
+            for dim, extent in zip(param.ty.shape, inputs[name].shape, strict=True):
                 if hasattr(dim, "name"):
                     found[str(dim.name)] = int(extent)
     return found
@@ -162,7 +165,8 @@ def twin(planned: Plan) -> dict[str, FunctionPlan]:
         return planned.functions
     other = plan(dataclasses.replace(instance, dtype="float64"))
     for name, function in planned.functions.items():
-        if outline(function) != outline(other.functions[name]):
+        mine, theirs = outline(function), outline(other.functions[name])
+        if mine != theirs or not mine[1]:
             raise ScheduleError(
                 f"the {name} of {instance.mechanism.name} is planned otherwise in float64, so that its kernels have no exact "
                 "reference; tune this instance with dtype float64, or report the instance"
@@ -171,5 +175,11 @@ def twin(planned: Plan) -> dict[str, FunctionPlan]:
 
 
 def outline(function: FunctionPlan) -> Any:
-    """What must agree between the plans of two dtypes."""
-    return [a.name for a in function.args], [(k.name, k.pattern) for k in function.kernels]
+    """What must agree between the plans of two dtypes; what is saved may be numbered in another order."""
+    names = sorted(meaning(a.name) for a in function.args)
+    return names, len(set(names)) == len(names), [(k.name, k.pattern) for k in function.kernels]
+
+
+def meaning(name: str) -> str:
+    """The name of an argument without the number that saved tensors and workspace have in it."""
+    return re.sub(r"^(saved|workspace)_\d+_", "", name)

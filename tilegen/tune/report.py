@@ -76,13 +76,13 @@ class TuneReport:
 
     results: Sequence[SearchResult]
     elapsed: float
-    skipped: Sequence[str] = field(default=())
-    """Kernels that were not searched because the time was up."""
+    skipped: Sequence[tuple[str, str]] = field(default=())
+    """Kernels or operators that were not searched, each with the reason."""
 
     def lines(self) -> list[str]:
         """The report for people; the last line says what was gained, in one sentence to paste."""
         lines = [line for result in self.results for line in result.lines()]
-        lines += [f"{name}: not searched, the time was up; run the same command again" for name in self.skipped]
+        lines += [f"{name}: not searched: {reason}" for name, reason in self.skipped]
         both = [(r.default_seconds, r.seconds) for r in self.results if r.default_seconds]
         if both:
             before, after = sum(b for b, _ in both), sum(a for _, a in both)

@@ -9,14 +9,16 @@ from pathlib import Path
 
 from tilegen import mechanism
 from tilegen.build.target import BuildTarget, resolve
-from tilegen.errors import ArgumentError, TargetError
+from tilegen.errors import ArgumentError, TargetError, TilegenError
 from tilegen.mechanism import Instance
-from tilegen.tune import engine, planned
+from tilegen.tune import engine, planned, remote
 from tilegen.tune.local import BACKENDS, Workshop
 from tilegen.tune.progress import Progress
-from tilegen.tune.report import TuneReport
+from tilegen.tune.report import SearchResult, TuneReport
 from tilegen.tune.session import search
 from tilegen.tune.task import Task
+
+TIME_UP = "the time was up; the same command goes on with it"
 
 
 def tune(
@@ -30,6 +32,8 @@ def tune(
     resume: bool = True,
     log_dir: Path | None = None,
     seed: int = 0,
+    rpc: str | None = None,
+    key: str = "",
     progress: Progress | None = None,
 ) -> TuneReport:
     """Search the kernels of operators on this machine and record the winners.
@@ -43,9 +47,11 @@ def tune(
     minutes : for the whole call, planning and final ranking included.
     trials : per kernel, over all calls.
     effort : "quick", "default" or "max": both limits when neither is given; the size of a batch in any case.
-    target : "cpu" or None; kernels must be run to be measured, so that it must be this machine.
+    target : "cpu" or None: this machine; another one's name only with `rpc`, since kernels must be run to be measured.
     resume : go on with the trials of earlier calls; False sets them aside.
     log_dir : where records and trials go; `tilegen.settings.log_dir()` unless given.
+    rpc, key : ``HOST:PORT`` of a TVM RPC tracker and the name under which servers registered there: measure on one of these.
+        An RPC server runs whatever it is sent; off unless given.
     progress : where to show what happens; standard error unless given.
 
     Returns
@@ -70,22 +76,25 @@ def tune(
     if not ops:
         raise ArgumentError(f"ops is empty, must name at least one of {', '.join(mechanism.names())}")
     instances = [_instance(op, shapes or {}) for op in ops]
-    chosen = own_target(target)
-    results, skipped = [], []
-    with progress or Progress() as show, _telling(show), Workshop(chosen.tvm) as workshop:
+    place = remote.environment(rpc, key) if rpc is not None else {}
+    chosen = own_target(target) if rpc is None else resolve(target)
+    backend = remote.backend() if place else None
+    results: list[SearchResult] = []
+    skipped: list[tuple[str, str]] = []
+    with progress or Progress() as show, _telling(show), Workshop(chosen.tvm, backend=backend, environment=place) as workshop:
         show.stage("planning")
-        work = list(_tasks(instances, chosen, shapes or {}))
+        work = _tasks(instances, chosen, shapes or {}, skipped)
         workshop.bandwidth()
         for position, task in enumerate(work):
             now = time.monotonic()
             if now >= deadline:
-                skipped.append(task.name)
+                skipped.append((task.name, TIME_UP))
                 continue
             # What one kernel leaves of its share goes to those after it.
             share = now + (deadline - now) / (len(work) - position)
             result = search(task, workshop, limits, deadline=share, log_dir=log_dir, resume=resume, seed=seed, progress=show)
             if result is None:
-                skipped.append(task.name)
+                skipped.append((task.name, TIME_UP))
                 continue
             results.append(result)
             show.say(result.lines()[0])
@@ -121,13 +130,23 @@ def _instance(op: str | Instance, shapes: Mapping[str, int]) -> Instance:
     return Instance(found, found.config(), static, "float32")
 
 
-def _tasks(instances: Sequence[Instance], target: BuildTarget, shapes: Mapping[str, int]) -> Iterator[Task]:
+def _tasks(
+    instances: Sequence[Instance], target: BuildTarget, shapes: Mapping[str, int], skipped: list[tuple[str, str]]
+) -> list[Task]:
+    """The kernels to search.  Among several operators one that cannot be planned does not keep the others waiting."""
     known = {name for instance in instances for name in (*instance.mechanism.symbolic, *instance.static)}
     for name, size in shapes.items():
         if name not in known or size < 1:
             raise ArgumentError(f"shapes has {name}={size}, must give sizes of at least 1 to {', '.join(sorted(known))}")
+    found = []
     for instance in instances:
-        yield from planned.tasks(instance, target, shapes)
+        try:
+            found += planned.tasks(instance, target, shapes)
+        except TilegenError as error:
+            if len(instances) == 1:
+                raise
+            skipped.append((instance.mechanism.name, str(error)))
+    return found
 
 
 @contextlib.contextmanager

@@ -61,6 +61,9 @@ class DecisionFeatures(ms.feature_extractor.PyFeatureExtractor):
         return [tvm.runtime.tensor(self.row(decisions_of(c.sch.trace))) for c in candidates]
 
     def row(self, decisions: Decisions) -> Any:
+        if len(decisions) != len(self.categories):
+            # MetaSchedule drops a sampled value that no primitive uses: nothing is known of this trace.
+            decisions = (0,) * len(self.categories)
         values = [float(c[d]) for c, d in zip(self.categories, decisions, strict=True)]
         logs = [math.copysign(math.log2(1 + abs(v)), v) for v in values]
         return np.array([[*decisions, *logs]], np.float32)
@@ -200,7 +203,9 @@ class MetaScheduleProposer:
         if not measured:
             return
         if not self._evolving:
-            self._strategy.pre_tuning(_UNLIMITED, self.batch, [measured[0].sch], self._database, self._cost_model)
+            # Several traces to evolve from: they differ where the rule does other things for other decisions.
+            spaces = [candidate.sch for candidate in measured]
+            self._strategy.pre_tuning(_UNLIMITED, self.batch, spaces, self._database, self._cost_model)
         else:
             self._strategy.notify_runner_results(measured, runs)
         self._cost_model.update(self._context, measured, runs)
@@ -213,8 +218,9 @@ class MetaScheduleProposer:
             self._strategy.post_tuning()
             return
         for proposal in proposals:
-            if len(found) < count:
-                self._add(decisions_of(proposal.sch.trace), found)
+            point = decisions_of(proposal.sch.trace)
+            if len(found) < count and len(point) == len(self.space.categories):
+                self._add(point, found)
 
     def _add(self, point: Decisions, found: list[Candidate]) -> None:
         """Append the candidate of `point`, unless it is known, does not apply, or makes the same code as a known one."""

@@ -21,7 +21,7 @@ from tilegen.tune.progress import Progress
 from tilegen.tune.records import Record
 from tilegen.tune.report import SearchResult
 from tilegen.tune.search import MetaScheduleProposer
-from tilegen.tune.space import Decisions, Space
+from tilegen.tune.space import Decisions, Space, trace_json
 from tilegen.tune.task import Task
 
 FINALISTS = 4
@@ -176,7 +176,7 @@ def make_record(
     """The record of a winner."""
     return Record(
         key=task.key,
-        trace=space.trace(winner.decisions),
+        trace=trace_json(space.schedule(winner.decisions, task.symbolic)),
         decisions=space.values(winner.decisions),
         seconds=verdict["seconds"],
         spread=verdict["spread"],

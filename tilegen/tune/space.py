@@ -1,8 +1,9 @@
 """The search space of a kernel: the decisions that its schedule rule samples, and the schedule that a choice makes.
 
-A rule samples with ``sch.sample_categorical`` only.  MetaSchedule replays the trace of one run of the rule with other
-decisions, so a rule must not compute with the sampled values in Python: what it computed would stay as it was in that run.
-`Space` checks this once per kernel, because the result would be a valid schedule of something else.
+A rule samples with ``sch.sample_categorical`` only, always the same number of times from the same categories.  A point of
+the space is scheduled by running the rule itself with these decisions, as a build does.  MetaSchedule's own way, replaying
+the trace of one run with other decisions, is used only to propose points: a trace stays as that run made it where a rule
+counts loops or looks at a sampled value.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from tilegen import _tvm
 _tvm.ensure()
 
 import tvm  # noqa: E402
-import tvm_ffi  # noqa: E402
 from tvm import s_tir  # noqa: E402
 from tvm.ir.utils import derived_object  # noqa: E402
 from tvm.s_tir import meta_schedule as ms  # noqa: E402
@@ -60,6 +60,24 @@ def plain(value: Any) -> Any:
     return plain(value.value)  # IntImm, FloatImm
 
 
+class Choosing:
+    """A schedule for a rule to work on, in which `choose` makes the decisions: position and categories -> index."""
+
+    def __init__(self, sch: s_tir.Schedule, choose: Callable[[int, list[int]], int]) -> None:
+        self._sch, self._choose = sch, choose
+        self.categories: list[list[int]] = []
+
+    def sample_categorical(self, candidates: Sequence[int], probs: Sequence[float], decision: int | None = None) -> Any:
+        """As of a schedule, with the decision made here."""
+        known = [int(c) for c in candidates]
+        index = self._choose(len(self.categories), known)
+        self.categories.append(known)
+        return self._sch.sample_categorical(list(candidates), list(probs), decision=index)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sch, name)
+
+
 class Space:
     """The decisions of one kernel and what they mean.
 
@@ -76,28 +94,18 @@ class Space:
     Raises
     ------
     ScheduleError
-        When the rule fails for every choice tried, samples anything but categories, or computes with sampled values.
+        When the rule fails for every choice tried, or samples anything but categories.
     """
 
     def __init__(self, mod: tvm.IRModule, rule: SpaceFn) -> None:
         self.mod, self.rule = mod, rule
-        runs = self._runs()
-        first = next(runs)
-        self.categories: list[list[int]] = [[int(c) for c in inst.attrs[0]] for inst in sampled(first.trace)]
+        self.categories = self._explore()
         self.total = math.prod(len(c) for c in self.categories)
-        self._instructions = plain(first.trace.as_json())[0]
-        for other in itertools.islice(runs, 3):
-            self._check(other)
 
     @property
     def default(self) -> Decisions:
         """The first category everywhere."""
         return (0,) * len(self.categories)
-
-    def trace(self, decisions: Sequence[int]) -> list[Any]:
-        """The trace of a point as JSON: what a record holds."""
-        spots = [i for i, inst in enumerate(self._instructions) if inst[0] == CATEGORICAL]
-        return [self._instructions, [[spot, int(d)] for spot, d in zip(spots, decisions, strict=True)]]
 
     def values(self, decisions: Sequence[int]) -> list[int]:
         """The category chosen at each decision."""
@@ -115,9 +123,20 @@ class Space:
         Raises
         ------
         ScheduleError
-            When the primitives do not apply.
+            When the primitives do not apply, or the rule samples otherwise than before.
         """
-        return replay(self.trace(decisions), self.mod if mod is None else mod)
+        sch = _fresh(self.mod if mod is None else mod)
+        choosing = Choosing(sch, lambda position, _: decisions[position] if position < len(decisions) else 0)
+        try:
+            self.rule(choosing)  # type: ignore[arg-type]
+        except Exception as error:  # a rule may raise anything for a choice that does not fit
+            raise ScheduleError(f"{self.values(decisions)} does not fit: {_last_line(error)}") from error
+        if choosing.categories != self.categories:
+            raise ScheduleError(
+                f"the schedule rule samples {choosing.categories} with the decisions {list(decisions)} and {self.categories} with "
+                "others; it must sample the same categories whatever it drew before"
+            )
+        return sch
 
     def points(self, rng: random.Random, known: set[Decisions]) -> Iterator[Decisions]:
         """Points not in `known`, in random order: all of a small space, as many as can be drawn of a large one."""
@@ -131,31 +150,35 @@ class Space:
             if point not in known:
                 yield point
 
-    def _runs(self) -> Iterator[s_tir.Schedule]:
-        """Runs of the rule itself with random decisions that fit."""
-        error: Exception | None = None
-        found = False
-        for seed in range(1, _ATTEMPTS + 1):
-            sch = s_tir.Schedule(self.mod, seed=seed, debug_mask=0, error_render_level="fast")
+    def _explore(self) -> list[list[int]]:
+        """The categories, from the first run of the rule that fits: its default, else one with random decisions."""
+        rng = random.Random(0)
+        for attempt in range(_ATTEMPTS):
+            sch = _fresh(self.mod)
+            choosing = Choosing(sch, lambda _, categories, first=attempt == 0: 0 if first else rng.randrange(len(categories)))
             try:
-                self.rule(sch)
-                sch.trace.as_json()
-            except Exception as caught:  # the rule may raise anything for a choice that does not fit
-                error = caught
+                self.rule(choosing)  # type: ignore[arg-type]
+            except Exception as error:  # a rule may raise anything for a choice that does not fit
+                last = error
                 continue
-            found = True
-            yield sch
-        if not found:
-            raise ScheduleError(f"the schedule rule failed for all of {_ATTEMPTS} random choices; the last: {error}") from error
+            if len(sampled(sch.trace)) != len(choosing.categories):
+                raise ScheduleError("the rule samples behind the schedule it was given; it must call sch.sample_categorical")
+            return choosing.categories
+        raise ScheduleError(f"the schedule rule failed for all of {_ATTEMPTS} choices; the last: {_last_line(last)}") from last
 
-    def _check(self, run: s_tir.Schedule) -> None:
-        """A run of the rule must be what replaying the first run with its decisions gives."""
-        again = self.schedule(decisions_of(run.trace))
-        if not tvm_ffi.structural_equal(run.mod, again.mod):
-            raise ScheduleError(
-                "the schedule rule computes with sampled values in Python, so that its trace cannot be replayed with other "
-                "decisions; pass the sampled values to primitives as they are (split twice instead of dividing)"
-            )
+
+def _fresh(mod: tvm.IRModule) -> s_tir.Schedule:
+    return s_tir.Schedule(mod, debug_mask=0, error_render_level="fast")
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def trace_json(sch: s_tir.Schedule) -> list[Any]:
+    """The trace of a schedule as plain JSON values: what a record holds."""
+    found: list[Any] = plain(sch.trace.as_json())
+    return found
 
 
 def replay(trace: list[Any], mod: tvm.IRModule) -> s_tir.Schedule:
@@ -166,11 +189,11 @@ def replay(trace: list[Any], mod: tvm.IRModule) -> s_tir.Schedule:
     ScheduleError
         When the trace does not fit the module.
     """
-    sch = s_tir.Schedule(mod, debug_mask=0, error_render_level="fast")
+    sch = _fresh(mod)
     try:
         Trace.apply_json_to_schedule(json.loads(json.dumps(trace)), sch)
     except Exception as error:
-        raise ScheduleError(f"the trace does not fit the kernel: {str(error).strip().splitlines()[-1]}") from error
+        raise ScheduleError(f"the trace does not fit the kernel: {_last_line(error)}") from error
     return sch
 
 
