@@ -46,7 +46,8 @@ def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, **state: Te
     weigh = weights_causal if config.causal else weights_bidirectional
     w, g, m = weigh(config, k2, state.get("m"))
     wv = product(w, v, "wv")
-    A, B = [], []
+    A: list[Tensor] = []
+    B: list[Tensor] = []
     for n in range(config.order + 1):
         for sums, x, name in ((A, wv, "A"), (B, w, "B")):
             moment = x if n == 0 else product(x, powers[n], f"{name}x_{n}")

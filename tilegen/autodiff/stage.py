@@ -63,7 +63,8 @@ def _reads(op: te.ComputeOp, adjoint: te.Tensor, wanted: Any) -> list[_Read]:
     """The wanted reads of `op` with their adjoints; equal reads are merged, so that x*x gives one term."""
     here = [axis.var for axis in op.axis]
     seed: Expr = adjoint(*here)
-    body, value, guards = op.body[0], op.output(0)(*here), ()
+    body, value = op.body[0], op.output(0)(*here)
+    guards: tuple[Expr, ...] = ()
     if isinstance(body, tirx.Reduce):
         check_reduction(body, op.name)
         source, value = body.source[0], None

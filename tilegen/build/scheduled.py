@@ -55,7 +55,7 @@ def schedule(instance: Instance, function: FunctionPlan, target: BuildTarget) ->
     """Schedule every kernel of `function`."""
     mod = tvm.IRModule({"main": function.prim_func(MATH.get(target.kind))})
     sch = s_tir.Schedule(mod, debug_mask=0)
-    provenance = []
+    provenance: list[dict[str, Any]] = []
     for kernel in function.kernels:
         view = View(sch, kernel.name, target.machine)
         rule = rule_for(view, target.kind)

@@ -55,7 +55,7 @@ def resolve(name: str | None = None) -> BuildTarget:
     features = list(codegen.llvm_get_cpu_features(target))
     arch = machine.arch()
     width = 64 if "avx512f" in features else 32 if "avx2" in features else 16
-    description = {"kind": "llvm", "mcpu": mcpu, "arch": arch, "features": machine.required(features, arch)}
+    description: dict[str, Any] = {"kind": "llvm", "mcpu": mcpu, "arch": arch, "features": machine.required(features, arch)}
     device = host_name() if own else NAMED.get(mcpu, _level(description["features"], arch))
     return BuildTarget(target, Machine(cores(), width), device, description)
 

@@ -15,7 +15,7 @@ from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.stages import is_stopped
 from tilegen.expression.walkers import Expr, call_name, dtype_of, is_load, load_indices, load_tensor, prim, topological
 
-BINARY: dict[type, tuple[str, int]] = {
+BINARY: dict[Any, tuple[str, int]] = {
     prim.Or: ("or", 1),
     prim.And: ("and", 2),
     prim.EQ: ("==", 4),

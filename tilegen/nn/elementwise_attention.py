@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,6 @@ from tilegen import ops
 from tilegen.errors import ArgumentError
 from tilegen.ops import ElementwiseAttentionState
 from tilegen.ops.elementwise_attention import Config
-from tilegen.ops.elementwise_attention.op import Options
 
 
 class ElementwiseAttention(nn.Module):
@@ -103,5 +104,5 @@ class ElementwiseAttention(nn.Module):
             raise ArgumentError(f"x has shape {list(x.shape)}, must be {form} with D = {self.dim}; reshape x to that form")
         return self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x)), self.v_proj(x)
 
-    def _options(self) -> Options:
+    def _options(self) -> dict[str, Any]:
         return {"order": self.order, "stabilise": self.stabilise, "c2": self.c2}

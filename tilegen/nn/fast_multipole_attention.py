@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,6 @@ from tilegen import ops
 from tilegen.errors import ArgumentError
 from tilegen.ops import FastMultipoleAttentionState
 from tilegen.ops.fast_multipole_attention import Config
-from tilegen.ops.fast_multipole_attention.op import Options
 
 
 class FastMultipoleAttention(nn.Module):
@@ -143,13 +144,13 @@ class FastMultipoleAttention(nn.Module):
         out: Tensor = self.dropout(self.o_proj(y.flatten(-2)))
         return out
 
-    def _weights(self) -> Options:
+    def _weights(self) -> dict[str, Any]:
         if not self.config.learned:
             return {}
         lists = {"k_weights": self.k_weights, "v_weights": self.v_weights, "k_biases": self.k_biases, "v_biases": self.v_biases}
-        return {name: list(values) for name, values in lists.items()}  # type: ignore[return-value]
+        return {name: list(values) for name, values in lists.items()}
 
-    def _options(self) -> Options:
+    def _options(self) -> dict[str, Any]:
         c = self.config
         return {
             "block": c.block,

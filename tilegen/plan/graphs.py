@@ -87,6 +87,6 @@ def backward_graph(instance: Instance, forward: Graph) -> Graph:
     wrt = [s.name for s in instance.mechanism.inputs(config) if s.differentiable]
     of = [s.name for s in instance.mechanism.outputs(config) if s.differentiable]
     grads = {n: placeholder(list(forward.outputs[n].shape), str(forward.outputs[n].dtype), f"grad_{n}") for n in of}
-    results = gradient([forward.outputs[n] for n in of], [forward.inputs[n] for n in wrt], [grads[n] for n in of])
-    results = list(getattr(results, "tensors", results))
+    found = gradient([forward.outputs[n] for n in of], [forward.inputs[n] for n in wrt], [grads[n] for n in of])
+    results = list(getattr(found, "tensors", found))
     return Graph(forward.inputs, {f"grad_{n}": t for n, t in zip(wrt, results, strict=True)}, forward.dims, grads)
