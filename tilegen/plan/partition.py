@@ -98,9 +98,8 @@ class Partition:
         kernel = self._writer(tensor)
         if kernel is None:
             bound = self._bound(tensor)
-            kernel = next(
-                (k for k in self.kernels[bound + 1 :] if k.pattern == "map" and stages.same_extents(k.space, list(tensor.shape))), None
-            )
+            window = self.kernels[bound + 1 : self._first_reader(tensor)]
+            kernel = next((k for k in window if k.pattern == "map" and stages.same_extents(k.space, list(tensor.shape))), None)
             if kernel is None:
                 kernel = Kernel("map", list(tensor.shape))
                 self.kernels.insert(bound + 1, kernel)
@@ -109,6 +108,15 @@ class Partition:
         if final:
             kernel.latch(latched(tensor, kernel, self.ready))
         self.memory[tensor] = kernel
+
+    def _first_reader(self, tensor: te.Tensor) -> int:
+        """The index of the first kernel that depends on `tensor`; their number if there is none."""
+        below = {tensor}
+        for later in self.order:
+            if any(source in below for source, _ in stages.reads(later)):
+                below.add(later)
+        needing = (i for i, kernel in enumerate(self.kernels) if not below.isdisjoint([*kernel.anchors, *kernel.writes()]))
+        return next(needing, len(self.kernels))
 
     def _at_points(self, tensor: te.Tensor, kernel: Kernel) -> bool:
         return kernel.pattern == "walk" and fusible(tensor, kernel, self.ready)
