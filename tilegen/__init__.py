@@ -14,11 +14,16 @@ __version__ = "0.1.0"
 _PARTS = frozenset({"bench", "build", "bundle", "cache", "doctor", "errors", "nn", "ops", "plan", "runtime", "settings",
                     "torch", "tune"})  # fmt: skip
 
+# Single names, and the modules that define them.
+_NAMES = {"mechanism": "tilegen.custom", "Instance": "tilegen.mechanisms"}
+
 if TYPE_CHECKING:
+    from tilegen.custom import mechanism
+    from tilegen.mechanisms import Instance
     from tilegen import bench, build, bundle, cache, doctor, errors, nn, ops, plan, runtime, settings, torch, tune
 
 __all__ = [  # noqa: RUF022  (in the order of use)
-    "ops", "nn", "runtime", "errors", "settings", "bench", "build", "bundle", "cache", "doctor", "plan", "torch", "tune",
+    "ops", "nn", "mechanism", "Instance", "runtime", "errors", "settings", "bench", "build", "bundle", "cache", "doctor", "plan", "torch", "tune",
 ]  # fmt: skip
 
 
@@ -26,8 +31,10 @@ def __getattr__(name: str) -> Any:
     """Load a part of the package on first use (PEP 562)."""
     if name in _PARTS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'tilegen' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(_PARTS | set(globals()))
+    return sorted(_PARTS | set(_NAMES) | set(globals()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ArgSpec, Mechanism, register
+from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.bounded_memory_attention import reference
 
 NORMALIZERS = ("running", "fixed", "none")

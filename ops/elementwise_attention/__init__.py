@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ArgSpec, Mechanism, register
+from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.elementwise_attention import reference
 
 

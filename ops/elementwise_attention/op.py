@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ACC
+from tilegen.mechanisms import ACC
 from tilegen.ops.elementwise_attention import MECHANISM, Config
 from tilegen.torch import operator
 from tilegen.torch.signature import DTYPES, NAMES

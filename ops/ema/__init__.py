@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ArgSpec, Mechanism, register
+from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.ema import reference
 
 

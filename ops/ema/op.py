@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ACC
+from tilegen.mechanisms import ACC
 from tilegen.ops.ema import MECHANISM, Config
 from tilegen.torch import operator
 from tilegen.torch.packing import check_cu_seqlens, starts
@@ -119,6 +119,8 @@ def ema_step(
     if not isinstance(x, Tensor) or x.dim() != 2:
         what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
         raise ArgumentError(f"x has {what}, must be a tensor [B, C], one position; for more call ema")
+    if not isinstance(state, Tensor):
+        raise ArgumentError(f"state is a {type(state).__name__}, must be a tensor [B, C, N]; make one with ema_init_state")
     y, after = ema(x.unsqueeze(1), delta, alpha, beta, gamma, omega, initial_state=state, return_state=True)
     return y.squeeze(1), after
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ArgSpec, Mechanism, register
+from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.fast_multipole_attention import reference
 
 MAX_LEVELS = 20

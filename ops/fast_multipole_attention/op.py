@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ACC
+from tilegen.mechanisms import ACC
 from tilegen.ops.fast_multipole_attention import MECHANISM, SLOTS, Config
 from tilegen.torch import operator
 from tilegen.torch.signature import DTYPES, NAMES

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ArgSpec, Mechanism, register
+from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.linear_attention import reference
 
 DECAYS = ("none", "head", "token")

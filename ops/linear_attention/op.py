@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tilegen import settings
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ACC
+from tilegen.mechanisms import ACC
 from tilegen.ops.linear_attention import MECHANISM, Config
 from tilegen.torch import operator
 from tilegen.torch.signature import DTYPES, NAMES

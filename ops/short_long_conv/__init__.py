@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ArgSpec, Mechanism, register
+from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.short_long_conv import reference
 
 

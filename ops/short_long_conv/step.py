@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ACC
+from tilegen.mechanisms import ACC
 from tilegen.ops.short_long_conv import Config, reference
 from tilegen.torch.signature import DTYPES, NAMES
 

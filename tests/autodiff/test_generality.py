@@ -9,7 +9,7 @@ import pytest
 from tvm import te
 
 from tests.autodiff import forwards
-from tilegen import mechanism
+from tilegen import mechanisms
 from tilegen.autodiff import gradient
 from tilegen.expression import placeholder
 from tilegen.expression.printer import graph_text
@@ -22,7 +22,7 @@ SOURCES = sorted((ROOT / "tilegen" / "autodiff").glob("*.py")) + sorted((ROOT / 
 
 
 def test_no_mechanism_is_named():
-    words = {word for name in mechanism.names() for word in (name, name.replace("_", " "))}
+    words = {word for name in mechanisms.names() for word in (name, name.replace("_", " "))}
     assert words
     for path in SOURCES:
         found = [w for w in words if re.search(rf"\b{re.escape(w)}\b", path.read_text(encoding="utf-8"), re.IGNORECASE)]

@@ -57,10 +57,10 @@ def test_doctor_ends_with_an_error_when_something_is_wrong(monkeypatch):
 
 
 def test_list_knows_every_operator():
-    from tilegen import mechanism
+    from tilegen import mechanisms
 
     rows = json.loads(run("list", "--json"))
-    assert [row["name"] for row in rows] == mechanism.names()
+    assert [row["name"] for row in rows] == mechanisms.names()
     row = next(row for row in rows if row["name"] == OP)
     assert row["inputs"] == ["q[B,T,C]", "k[B,T,C]", "v[B,T,C]"]
     assert row["options"]["order"] == 6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tilegen import mechanism
+from tilegen import mechanisms
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,7 +26,7 @@ def test_the_index_lists_every_page():
 
 def test_the_readme_has_every_operator_and_no_other():
     table = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(table) == mechanism.names()
+    assert sorted(table) == mechanisms.names()
 
 
 def commands() -> list[str]:

@@ -22,7 +22,7 @@ def run(code: str, *options: str) -> str:
     "statement",
     [
         "import tilegen",
-        "import tilegen.mechanism",
+        "import tilegen.mechanisms",
         "import tilegen.runtime",
         "import tilegen.bundle",
         "import tilegen.torch",
@@ -40,7 +40,7 @@ def test_public_packages_do_not_import_the_compiler(statement):
 
 
 @pytest.mark.parametrize(
-    "statement", ["import tilegen", "import tilegen.mechanism", "import tilegen.runtime", "import tilegen.cli.app"]
+    "statement", ["import tilegen", "import tilegen.mechanisms", "import tilegen.runtime", "import tilegen.cli.app"]
 )
 def test_what_needs_no_tensor_does_not_import_torch(statement):
     loaded = json.loads(run(f"{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"))

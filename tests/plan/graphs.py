@@ -8,12 +8,12 @@ import numpy as np
 import tvm
 
 from tilegen.build import pipeline
-from tilegen import mechanism
+from tilegen import mechanisms
 from tilegen.build.scheduled import schedule
 from tilegen.build.target import resolve
 from tilegen.bundle import shapes
 from tilegen.expression import compute, const, floordiv, floormod, if_then_else, reduce_axis, reduce_sum, scan
-from tilegen.mechanism import ArgSpec, Instance, Mechanism
+from tilegen.mechanisms import ArgSpec, Instance, Mechanism
 from tilegen.plan.plan import FunctionPlan, plan, shape_text
 
 
@@ -70,7 +70,7 @@ def chunked(dtype="float64", chunk=4, **static):
 
 
 def elementwise(dtype="float64", channels=8, **options):
-    found = mechanism.get("elementwise_attention")
+    found = mechanisms.get("elementwise_attention")
     return Instance(found, found.config(**{"order": 2} | options), {"C": channels}, dtype)
 
 

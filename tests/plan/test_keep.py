@@ -10,7 +10,7 @@ from tilegen.build import pipeline
 from tilegen.build.scheduled import schedule
 from tilegen.build.target import resolve
 from tilegen.expression import compute, exp
-from tilegen.mechanism import ArgSpec, Mechanism
+from tilegen.mechanisms import ArgSpec, Mechanism
 from tilegen.plan.plan import plan
 from dataclasses import dataclass
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.runtime import kernels
-from tilegen import bundle, mechanism
+from tilegen import bundle, mechanisms
 from tilegen.build import link
 from tilegen.errors import BuildError
 from tilegen.runtime import load
@@ -25,8 +25,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "bundles.md"
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The forward of element-wise attention with C = 16, as the document's C++ program calls it."""
-    found = mechanism.get("elementwise_attention")
-    instance = mechanism.Instance(found, found.config(order=2), {"C": 16}, "float32")
+    found = mechanisms.get("elementwise_attention")
+    instance = mechanisms.Instance(found, found.config(order=2), {"C": 16}, "float32")
     return bundle.export(instance, tmp_path_factory.mktemp("exported") / "ea.tilegen", functions=("forward",))
 
 

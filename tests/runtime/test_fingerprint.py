@@ -15,7 +15,7 @@ import pytest
 
 from tilegen.cache import fingerprint
 from tilegen.cache.fingerprint import expression_hash
-from tilegen.mechanism import Instance, Mechanism
+from tilegen.mechanisms import Instance, Mechanism
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +129,10 @@ def test_a_users_other_modules_enter_too(how: str, tmp_path: Path, monkeypatch: 
 def test_a_key_needs_no_tvm() -> None:
     code = """
 import sys
-from tilegen import cache, mechanism, ops
+from tilegen import cache, mechanisms, ops
 from tilegen.cache.fingerprint import compiler_hash, expression_hash
 compiler_hash()
-expression_hash(mechanism.get("elementwise_attention").expression)
+expression_hash(mechanisms.get("elementwise_attention").expression)
 print([name for name in sys.modules if name == "tvm" or name.startswith("tvm.")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from tilegen.bundle.manifest import Argument
-from tilegen.mechanism import ArgSpec, Instance, Mechanism
+from tilegen.mechanisms import ArgSpec, Instance, Mechanism
 from tilegen.torch.signature import DTYPES
 
 Tensors = list[torch.Tensor]

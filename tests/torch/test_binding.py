@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.torch import double
-from tilegen import mechanism
+from tilegen import mechanisms
 from tilegen.errors import ArgumentError, AutodiffError
 from tilegen.torch import loaded, operator, provenance
 from tilegen.torch.operator import Operator
@@ -19,7 +19,7 @@ CONFIG = double.Config(scale=0.5)
 
 @pytest.fixture
 def op(monkeypatch: pytest.MonkeyPatch) -> Operator:
-    monkeypatch.setitem(mechanism._REGISTRY, double.MECHANISM.name, double.MECHANISM)
+    monkeypatch.setitem(mechanisms._REGISTRY, double.MECHANISM.name, double.MECHANISM)
     monkeypatch.setattr(loaded, "load_bundle", double.bundle)
     return operator(double.MECHANISM)
 

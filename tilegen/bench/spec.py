@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tilegen import mechanism
+from tilegen import mechanisms
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import Mechanism
+from tilegen.mechanisms import Mechanism
 
 DIRECTIONS = ("forward", "backward")
 
@@ -53,7 +53,7 @@ class Benchmark:
 
     def described(self) -> Mechanism:
         """The mechanism that is measured."""
-        return mechanism.get(self.mechanism)
+        return mechanisms.get(self.mechanism)
 
     def work(self, config: Any, sizes: Mapping[str, int]) -> dict[str, Work]:
         """The least work of a forward pass, and of a training step's forward and backward."""
@@ -69,7 +69,7 @@ def load(op: str) -> Benchmark:
     ArgumentError
         When there is no such operator, or its folder has no ``benchmark.py``.
     """
-    mechanism.get(op)
+    mechanisms.get(op)
     module = f"tilegen.ops.{op}.benchmark"
     try:
         found: Benchmark = importlib.import_module(module).BENCHMARK

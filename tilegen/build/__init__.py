@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tilegen.build.host import host_name
 
 if TYPE_CHECKING:
-    from tilegen.mechanism import Instance
+    from tilegen.mechanisms import Instance
     from tilegen.runtime import Bundle
 
 __all__ = ["compile", "host_name", "load_or_compile"]

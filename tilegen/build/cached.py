@@ -15,7 +15,7 @@ from tilegen.cache.fingerprint import fingerprint
 from tilegen.runtime import load
 
 if TYPE_CHECKING:
-    from tilegen.mechanism import Instance
+    from tilegen.mechanisms import Instance
     from tilegen.runtime import Bundle
 
 _loaded: dict[str, Bundle] = {}

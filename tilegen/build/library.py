@@ -18,7 +18,7 @@ from tilegen.build.target import BuildTarget, resolve  # noqa: E402
 from tilegen.bundle import pack  # noqa: E402
 from tilegen.bundle.manifest import Argument, EntryPoint, Manifest  # noqa: E402
 from tilegen.errors import BuildError  # noqa: E402
-from tilegen.mechanism import Instance  # noqa: E402
+from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan.plan import FunctionPlan, plan, shape_text  # noqa: E402
 
 

@@ -17,7 +17,7 @@ from tvm import s_tir  # noqa: E402
 
 from tilegen.build.target import BuildTarget  # noqa: E402
 from tilegen.errors import ScheduleError  # noqa: E402
-from tilegen.mechanism import Instance  # noqa: E402
+from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan import fastmath  # noqa: E402
 from tilegen.plan.plan import FunctionPlan  # noqa: E402
 from tilegen.schedules.registry import rule_for  # noqa: E402

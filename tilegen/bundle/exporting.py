@@ -11,7 +11,7 @@ from pathlib import Path
 from tilegen.bundle import pack
 from tilegen.bundle.manifest import RUNTIME
 from tilegen.errors import ArgumentError, BuildError, BundleError
-from tilegen.mechanism import Instance
+from tilegen.mechanisms import Instance
 
 FUNCTIONS = ("forward", "backward", "step")
 
@@ -23,7 +23,7 @@ def export(
 
     Parameters
     ----------
-    instance : what to compile; see `tilegen.mechanism.Instance`.
+    instance : what to compile; see `tilegen.mechanisms.Instance`.
     out : a file whose name ends in ``.tilegen``, which is replaced, or the name of a folder, which must not exist or be empty.
     target : "cpu" (this machine, the default) or a CPU's name such as "x86-64-v3".
     functions : which of forward, backward and step the bundle holds; step is left out where the operator has none.

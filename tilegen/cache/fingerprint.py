@@ -18,7 +18,7 @@ import tilegen
 
 # What turns an expression into code.
 _COMPILER = ("tilegen.expression", "tilegen.autodiff", "tilegen.plan", "tilegen.build", "tilegen.schedules")
-_MODULES = ("mechanism.py", "_tvm.py")  # of tilegen itself
+_MODULES = ("mechanisms.py", "_tvm.py")  # of tilegen itself
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi")
 _LIBRARIES = frozenset({"tilegen", "tvm", "tvm_ffi", "torch", "numpy"})
 
@@ -28,7 +28,7 @@ def fingerprint(instance: Any, target: Any, records: Iterable[str] = (), **more:
 
     Parameters
     ----------
-    instance : a `tilegen.mechanism.Instance`.
+    instance : a `tilegen.mechanisms.Instance`.
     target : what it is compiled for; anything that `json` can write.
     records : identifiers of the tuning records whose schedules are used.
     more : whatever else changes the library.

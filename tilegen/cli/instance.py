@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tilegen import mechanism
+from tilegen import mechanisms
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ACC, Instance, Mechanism
+from tilegen.mechanisms import ACC, Instance, Mechanism
 
 Op = Annotated[str, typer.Argument(metavar="OP", help="Name of the operator, see `tilegen list`.")]
 Set = Annotated[
@@ -25,7 +25,7 @@ WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 def instance(op: str, settings: list[str] | None = None, dtype: str = "float32") -> Instance:
     """The instance that ``OP --set NAME=VALUE --dtype D`` means; sizes not given are the representative ones."""
     check_dtype(dtype)
-    found = mechanism.get(op)
+    found = mechanisms.get(op)
     options, static = split(found, settings or [])
     return Instance(found, found.config(**options), static, dtype)
 

@@ -31,9 +31,9 @@ def describe(name: str) -> dict[str, Any]:
     """One operator as JSON-able data."""
     import dataclasses
 
-    from tilegen import mechanism
+    from tilegen import mechanisms
 
-    found = mechanism.get(name)
+    found = mechanisms.get(name)
     config = found.config()
     return {
         "name": name,
@@ -56,9 +56,9 @@ def records(name: str) -> int:
 
 
 def _names() -> list[str]:
-    from tilegen import mechanism
+    from tilegen import mechanisms
 
-    return mechanism.names()
+    return mechanisms.names()
 
 
 def _text(spec: Any) -> str:

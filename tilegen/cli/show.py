@@ -13,7 +13,7 @@ from tilegen.cli.instance import Dtype, Op, Set, instance
 from tilegen.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from tilegen.mechanism import Instance
+    from tilegen.mechanisms import Instance
 
 Part = tuple[str, str, str]
 """Title, text, language."""

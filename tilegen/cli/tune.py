@@ -32,13 +32,13 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Search the fastest tiles for this machine.  Interrupt it at any time: the same command goes on from there."""
-    from tilegen import mechanism, tune
+    from tilegen import mechanisms, tune
 
     if bool(op) == all_:
         raise ArgumentError(
             "OP is missing, name operators or say --all" if not op else "OP and --all were both given, choose one"
         )
-    instances = [instance(name, set_, dtype) for name in (mechanism.names() if all_ else op or [])]
+    instances = [instance(name, set_, dtype) for name in (mechanisms.names() if all_ else op or [])]
     symbolic = tuple(dict.fromkeys(name for found in instances for name in found.mechanism.symbolic))
     report = tune.tune(
         instances,

@@ -10,7 +10,7 @@ from tvm import te, tirx
 from tilegen.bundle import shapes
 from tilegen.errors import ExpressionError
 from tilegen.expression import placeholder
-from tilegen.mechanism import ACC, ArgSpec, Instance
+from tilegen.mechanisms import ACC, ArgSpec, Instance
 
 
 class Dims:

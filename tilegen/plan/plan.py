@@ -14,7 +14,7 @@ from tvm import te, tirx
 
 from tilegen.expression import compute
 from tilegen.expression.walkers import const_int, topological
-from tilegen.mechanism import Instance
+from tilegen.mechanisms import Instance
 from tilegen.plan import stages
 from tilegen.plan.cost import Balance, Cost, kernel_cost, nbytes, sources, total
 from tilegen.plan.emit import prim_func

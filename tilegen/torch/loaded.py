@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from tilegen.errors import ArgumentError, BundleError
-from tilegen.mechanism import Instance
+from tilegen.mechanisms import Instance
 from tilegen.torch.signature import DTYPES
 from tilegen.torch.sizes import first_uses, shapes_function
 

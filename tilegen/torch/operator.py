@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tilegen.errors import ArgumentError, AutodiffError
-from tilegen.mechanism import Instance, Mechanism
+from tilegen.mechanisms import Instance, Mechanism
 from tilegen.torch.loaded import Loaded, loaded, loaded_by_key
 from tilegen.torch.signature import NAMES, Signature, decode
 

@@ -11,7 +11,7 @@ import torch
 
 from tilegen.bundle import shapes as text
 from tilegen.errors import ArgumentError
-from tilegen.mechanism import ACC, ArgSpec, Mechanism
+from tilegen.mechanisms import ACC, ArgSpec, Mechanism
 from tilegen.torch.sizes import first_uses, shapes_function
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64,

@@ -22,7 +22,7 @@ from tvm.target import Target
 from tilegen.build.scheduled import MATH, record_key
 from tilegen.build.target import BuildTarget
 from tilegen.errors import ScheduleError
-from tilegen.mechanism import Instance
+from tilegen.mechanisms import Instance
 from tilegen.plan.plan import FunctionPlan, Plan, plan
 from tilegen.schedules.registry import rule_for
 from tilegen.schedules.rule import Sampled, View

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tilegen import mechanism
+from tilegen import mechanisms
 from tilegen.build.target import BuildTarget, resolve
 from tilegen.errors import ArgumentError, TargetError, TilegenError
-from tilegen.mechanism import Instance
+from tilegen.mechanisms import Instance
 from tilegen.tune import engine, planned, remote
 from tilegen.tune.local import BACKENDS, Workshop
 from tilegen.tune.progress import Progress
@@ -74,7 +74,7 @@ def tune(
     limits = engine.effort(effort, trials, minutes)
     deadline = begun + 60 * limits.minutes
     if not ops:
-        raise ArgumentError(f"ops is empty, must name at least one of {', '.join(mechanism.names())}")
+        raise ArgumentError(f"ops is empty, must name at least one of {', '.join(mechanisms.names())}")
     instances = [_instance(op, shapes or {}) for op in ops]
     place = remote.environment(rpc, key) if rpc is not None else {}
     chosen = own_target(target) if rpc is None else resolve(target)
@@ -125,7 +125,7 @@ def own_target(name: str | None) -> BuildTarget:
 def _instance(op: str | Instance, shapes: Mapping[str, int]) -> Instance:
     if isinstance(op, Instance):
         return op
-    found = mechanism.get(op)
+    found = mechanisms.get(op)
     static = {name: shapes.get(name, found.representative[name]) for name in found.static}
     return Instance(found, found.config(), static, "float32")
 

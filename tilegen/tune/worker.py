@@ -17,7 +17,7 @@ import sys
 import traceback
 from typing import Any, BinaryIO
 
-from tilegen.mechanism import resolve
+from tilegen.mechanisms import resolve
 
 
 def write_frame(stream: BinaryIO, value: Any) -> None:
