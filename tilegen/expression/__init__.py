@@ -7,6 +7,7 @@ from tilegen import _tvm
 _tvm.ensure()
 
 from tilegen.expression.gather import ScatterSpec, gather, scatter_add  # noqa: E402 - TVM must be checked first
+from tilegen.expression.pack import Packed, pack  # noqa: E402
 from tilegen.expression.scalars import (  # noqa: E402 - TVM must be checked before it is imported
     absolute,
     all_of,
@@ -46,6 +47,7 @@ from tilegen.expression.stages import (  # noqa: E402
 )
 
 __all__ = [
+    "Packed",
     "ScanSpec",
     "ScatterSpec",
     "absolute",
@@ -68,6 +70,7 @@ __all__ = [
     "logaddexp",
     "maximum",
     "minimum",
+    "pack",
     "placeholder",
     "power",
     "reduce_axis",

@@ -1,0 +1,362 @@
+"""Packed sequences: a graph over a batch of equal lengths becomes one over sequences laid end to end.
+
+A graph is written for tensors [B, T, ...].  `pack` rewrites it, forward or adjoint alike, for one row of T positions that
+hold S sequences, so that every stage computes for each position what it would have computed in that sequence alone:
+
+- a tensor with positions or chunks of positions has one row of them, [1, T, ...] or [1, N, ...];
+- a tensor with a batch axis only (a state) has one entry for each sequence, [S, ...];
+- everything else (weights) stays as it is, and what is summed over batch and time is summed over all positions.
+
+Inside a stage the position becomes the one in its sequence, T the length of that sequence, and a read at local
+position e one at start + e.  Scans start anew where a sequence does.  Chunks never cross a boundary: sequence s has
+ceil(length / C) of them, and N counts at least all of them.  Tables tell which sequence a position or chunk is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import ir, sym, te, tirx
+
+from tilegen.errors import ExpressionError
+from tilegen.expression.gather import scatter_add
+from tilegen.expression.rebuild import rebuilt
+from tilegen.expression.scalars import const, logaddexp, maximum, minimum
+from tilegen.expression.scan import scan, scan_inputs, scan_spec
+from tilegen.expression.stages import compute, is_stopped, placeholder, stop_gradient
+from tilegen.expression.walkers import (
+    Expr,
+    const_int,
+    find,
+    is_load,
+    load_indices,
+    load_tensor,
+    prim,
+    rewrite,
+    substitute,
+    topological,
+    variables,
+)
+
+BATCH, POSITIONS = "batch", 1
+"""Kinds of axes besides chunks, whose kind is their length; a position is a chunk of length one."""
+
+Kind = str | int | None
+Table = dict[str, te.Tensor]
+
+
+@dataclass
+class Packed:
+    """A packed graph.
+
+    `outputs` are the packed tensors, `inputs` maps the arguments of the graph to those of the packed one.  `tables` are int32
+    arguments by chunk length C (1 for positions): ``starts [S]``, ``ends [S]`` and ``owner [N]``, where the chunks
+    starts[s] up to ends[s] belong to sequence s, and owner[n] is the sequence of chunk n, or S - 1 beyond the last.
+    """
+
+    outputs: list[te.Tensor]
+    inputs: dict[te.Tensor, te.Tensor]
+    tables: dict[int, Table] = field(default_factory=dict)
+
+
+def pack(outputs: Sequence[te.Tensor], batch: Any, time: Any, sequences: Any) -> Packed:
+    """Rewrite a graph whose symbolic sizes are `batch` and `time` for packed `sequences` (a new symbolic size S).
+
+    Raises
+    ------
+    ExpressionError
+        Where two positions meet in one stage, or an axis is neither positions nor chunks of them; the stage is named.
+    """
+    packer = _Packer(batch, time, sequences)
+    for op in topological(outputs):
+        for k in range(op.num_outputs):
+            packer.done[op.output(k)] = packer.rewrite(op, k)
+    inputs = {x: y for x, y in packer.done.items() if isinstance(x.op, te.PlaceholderOp)}
+    return Packed([packer.done[y] for y in outputs], inputs, packer.tables)
+
+
+@dataclass
+class _Place:
+    """The sequence that a stage computes for at one of its points."""
+
+    sequence: Expr
+    owner: int | None  # the kind of axis that names the sequence, None for the sequence axis itself
+    index: Any  # the variable along that axis
+
+
+class _Packer:
+    def __init__(self, batch: Any, time: Any, sequences: Any) -> None:
+        self.batch, self.time, self.sequences = batch, time, sequences
+        self.done: dict[te.Tensor, te.Tensor] = {}
+        self.tables: dict[int, Table] = {}
+        self.counts: dict[int, Any] = {1: time}
+        self.columns: dict[tuple[str, int, int], te.Tensor] = {}
+        self.ana = sym.Analyzer()
+
+    # ---- kinds of axes
+
+    def kind(self, extent: Expr, name: str) -> Kind:
+        """What an axis of this extent runs over; None for anything that has nothing to do with batch or time."""
+        used = variables(extent)
+        if not any(v.same_as(self.time) or v.same_as(self.batch) for v in used):
+            return None
+        if isinstance(extent, ir.Var):
+            return POSITIONS if extent.same_as(self.time) else BATCH
+        for division in find(extent, lambda e: isinstance(e, prim.FloorDiv)):
+            length = const_int(division.b)
+            if length and self.ana.can_prove(extent == tirx.floordiv(self.time + (length - 1), length)):
+                return length
+        raise ExpressionError(
+            f"stage '{name}' has an axis of extent {extent}: a packed graph has axes of positions (T) and of chunks (ceildiv(T, C)) only"
+        )
+
+    def kinds(self, tensor: te.Tensor) -> list[Kind]:
+        return [self.kind(n, tensor.op.name) for n in tensor.shape]
+
+    def extent(self, kind: Kind, extent: Expr, timed: bool) -> Expr:
+        """The packed extent of an axis; `timed` says whether the tensor has positions."""
+        if kind == BATCH:
+            return tirx.const(1, "int32") if timed else self.sequences
+        return extent if kind is None else self.count(kind)
+
+    def count(self, kind: int) -> Any:
+        return self.counts.setdefault(kind, tirx.Var(f"N{kind}", "int32"))
+
+    def shape(self, extents: Sequence[Expr], kinds: Sequence[Kind]) -> list[Expr]:
+        timed = any(isinstance(k, int) for k in kinds)
+        return [self.extent(k, n, timed) for k, n in zip(kinds, extents, strict=True)]
+
+    # ---- tables
+
+    def table(self, kind: int) -> Table:
+        if kind not in self.tables:
+            what = "positions" if kind == POSITIONS else f"chunks_of_{kind}"
+            sizes = {"starts": self.sequences, "ends": self.sequences, "owner": self.count(kind)}
+            self.tables[kind] = {role: placeholder((n,), "int32", f"{role}_of_{what}") for role, n in sizes.items()}
+        return self.tables[kind]
+
+    def owner_of(self, kind: int, index: Expr) -> Expr:
+        return self.table(kind)["owner"](index)
+
+    def column(self, role: str, of: int, owner: int) -> te.Tensor:
+        """For every chunk of length `owner`, where its sequence starts or ends among the chunks of length `of`."""
+        key = (role, of, owner)
+        if key not in self.columns:
+            bounds = self.table(of)[role]
+
+            def body(n: Any) -> Expr:
+                s = self.owner_of(owner, n)
+                return tirx.if_then_else(tirx.all(s >= 0, s < self.sequences), bounds(s), const(0, "int32"))
+
+            self.columns[key] = compute((self.count(owner),), body, f"{role}_{of}_{owner}")
+        return self.columns[key]
+
+    def bound(self, role: str, of: int, place: _Place) -> Expr:
+        if place.owner is None:
+            return self.table(of)[role](place.index)
+        return self.column(role, of, place.owner)(place.index)
+
+    def length(self, of: int, place: _Place) -> Expr:
+        return self.bound("ends", of, place) - self.bound("starts", of, place)
+
+    # ---- stages
+
+    def rewrite(self, op: te.Operation, k: int) -> te.Tensor:
+        tensor = op.output(k)
+        kinds = self.kinds(tensor)
+        if isinstance(op, te.PlaceholderOp):
+            return placeholder(self.shape(tensor.shape, kinds), str(tensor.dtype), op.name) if any(kinds) else tensor
+        if isinstance(op, te.ComputeOp):
+            new = self.computed(op, kinds)
+        elif (spec := scan_spec(op)) is not None and isinstance(kinds[spec.axis], int):
+            new = self.scanned(op, kinds[spec.axis])
+        else:
+            inputs = list(op.inputs)
+            if spec is None and any(any(self.kinds(x)) for x in inputs):
+                raise ExpressionError(f"stage '{op.name}' scatters over batch or time, which cannot be packed")
+            new = rebuilt(op, k, self.done, [self.done[x] for x in inputs])
+        return stop_gradient(new) if is_stopped(op) else new
+
+    def computed(self, op: te.ComputeOp, kinds: list[Kind]) -> te.Tensor:
+        body = op.body[0]
+        reduce = body if isinstance(body, tirx.Reduce) else None
+        source = reduce.source[0] if reduce is not None else body
+        spatial = [(axis.var, axis.dom.extent, kind) for axis, kind in zip(op.axis, kinds, strict=True)]
+        inner = [(a.var, a.dom.extent, self.kind(a.dom.extent, op.name)) for a in reduce.axis] if reduce is not None else []
+        timed = [x for x in spatial if isinstance(x[2], int)]
+        summed = [x for x in inner if isinstance(x[2], int)]
+        if len(timed) > 1:
+            raise ExpressionError(f"stage '{op.name}' has {len(timed)} axes of positions, which cannot be packed; use blocks")
+        if not timed and summed and BATCH in kinds:
+            return self.summed_by_sequence(op, spatial, inner, source)
+        anchor = timed[0] if timed else summed[0] if summed else next((x for x in spatial + inner if x[2] == BATCH), None)
+        if anchor is None:
+            return rebuilt(op, 0, self.done, [])
+        names = {v: tirx.Var(v.name, "int32") for v, _, _ in spatial + inner}
+        value = self.local(op, source, names, anchor, spatial + inner)
+        has_time = isinstance(anchor[2], int)
+        axes = [te.reduce_axis((0, self.extent(kind, n, has_time)), v.name) for v, n, kind in inner]
+        value = substitute(value, {names[v]: a.var for (v, _, _), a in zip(inner, axes, strict=True)})
+        whole = te.sum if reduce is None else self.reducer(op, reduce)
+
+        def point(*i: Any) -> Expr:
+            here = substitute(value, {names[v]: x for (v, _, _), x in zip(spatial, i, strict=True)})
+            return whole(here, axis=axes) if axes else here
+
+        return compute(self.shape([n for _, n, _ in spatial], kinds), point, op.name, op.attrs, [v.name for v, _, _ in spatial])
+
+    @staticmethod
+    def reducer(op: te.ComputeOp, reduce: tirx.Reduce) -> Any:
+        return {prim.Add: te.sum, prim.Max: te.max, prim.Min: te.min}[type(reduce.combiner.result[0])]
+
+    def local(self, op: te.ComputeOp, source: Expr, names: Any, anchor: Any, axes: Any) -> Expr:
+        """`source` in packed coordinates, over the variables `names`; zero beyond the end of the sequence where it is summed."""
+        var, _, kind = anchor
+        index = names[var]
+        if kind == BATCH:
+            place = _Place(index, None, index)
+            mapping = dict(names)
+        else:
+            place = _Place(self.owner_of(kind, index), kind, index)
+            mapping = dict(names) | {var: index - self.bound("starts", kind, place)}
+        inside = []
+        for v, _, k in axes:
+            summed = any(a.var.same_as(v) for a in getattr(op.body[0], "axis", []))
+            if isinstance(k, int) and summed and not (v.same_as(var) and k == POSITIONS):
+                inside.append(mapping[v] < self.length(k, place))
+        mapping[self.time] = self.length(POSITIONS, place)
+        value = self.reads(op, substitute(source, mapping), place)
+        if not inside:
+            return value
+        outside = self.neutral(op, str(op.output(0).dtype))
+        return tirx.if_then_else(tirx.all(*inside), value, outside)
+
+    @staticmethod
+    def neutral(op: te.ComputeOp, dtype: str) -> Expr:
+        kind = type(op.body[0].combiner.result[0])
+        return {prim.Add: tirx.const(0, dtype), prim.Max: tirx.min_value(dtype), prim.Min: tirx.max_value(dtype)}[kind]
+
+    def reads(self, op: te.ComputeOp, expr: Expr, place: _Place) -> Expr:
+        def fix(call: Any) -> Any:
+            if not is_load(call) or load_tensor(call) not in self.done:
+                return call
+            return self.read(load_tensor(call), load_indices(call), place)
+
+        return rewrite(expr, ir.Call, fix)
+
+    def read(self, tensor: te.Tensor, indices: list[Expr], place: _Place) -> Expr:
+        """The read of an original tensor at local `indices` as one of its packed form, guarded where it leaves the row."""
+        kinds, new, packed = self.kinds(tensor), self.done[tensor], []
+        timed, guards = any(isinstance(k, int) for k in kinds), []
+        for i, kind, n in zip(indices, kinds, new.shape, strict=True):
+            if kind is None:
+                packed.append(i)
+            elif kind == BATCH:
+                packed.append(const(0, "int32") if timed else place.sequence)
+                if not timed and place.owner is not None:
+                    guards += [place.sequence >= 0, place.sequence < n]
+            else:
+                at = self.ana.simplify(self.bound("starts", kind, place) + i)
+                if not (isinstance(at, ir.Var) and kind == place.owner):
+                    guards += [at >= 0, at < n]
+                    if place.owner is None:  # a sequence may be empty: then there is nothing at its start
+                        guards += [i >= 0, i < self.length(kind, place)]
+                packed.append(at)
+        value = new(*packed)
+        return tirx.if_then_else(tirx.all(*guards), value, const(0, str(new.dtype))) if guards else value
+
+    def summed_by_sequence(self, op: te.ComputeOp, spatial: Any, inner: Any, source: Expr) -> te.Tensor:
+        """A sum over the positions of each sequence: what every position adds, then added up by sequence."""
+        timed = [x for x in inner if isinstance(x[2], int)]
+        if len(timed) > 1 or not isinstance(op.body[0].combiner.result[0], prim.Add):
+            raise ExpressionError(f"stage '{op.name}' reduces over the positions of a sequence; only one sum can be packed")
+        var, _, kind = timed[0]
+        outer = [x for x in spatial if x[2] != BATCH]
+        rest = [x for x in inner if not x[0].same_as(var)]
+        names = {v: tirx.Var(v.name, "int32") for v, _, _ in spatial + inner}
+        value = self.local(op, source, names, timed[0], inner)
+        axes = [te.reduce_axis((0, n), v.name) for v, n, _ in rest]
+        value = substitute(value, {names[v]: a.var for (v, _, _), a in zip(rest, axes, strict=True)})
+
+        def row(*i: Any) -> Expr:
+            here = {names[var]: i[0]} | {names[v]: x for (v, _, _), x in zip(outer, i[1:], strict=True)}
+            part = substitute(value, here)
+            return te.sum(part, axis=axes) if axes else part
+
+        called = [var.name, *[v.name for v, _, _ in outer]]
+        rows = compute([self.count(kind), *[n for _, n, _ in outer]], row, f"{op.name}_rows", axes=called)
+        index_shape = [self.count(kind), *[1] * len(outer)]
+        owner = compute(index_shape, lambda *i: self.owner_of(kind, i[0]), f"{op.name}_owner")
+        added = scatter_add(rows, owner, axis=0, size=self.sequences, name=f"{op.name}_sums")
+        batch = next(k for k, x in enumerate(spatial) if x[2] == BATCH)
+        shape = self.shape([n for _, n, _ in spatial], [k for _, _, k in spatial])
+        return compute(shape, lambda *i: added(i[batch], *i[:batch], *i[batch + 1 :]), op.name, op.attrs)
+
+    # ---- scans
+
+    def scanned(self, op: te.ExternOp, kind: int) -> te.Tensor:
+        """The scan of all sequences at once, started anew at each."""
+        spec, roles = scan_spec(op), {role: self.done[x] for role, x in scan_inputs(op).items()}
+        shape, axis = list(roles["x"].shape), spec.axis
+        rank = len(shape)
+
+        def is_start(n: Any) -> Expr:
+            place = _Place(self.owner_of(kind, n), kind, n)
+            edge = self.bound("ends", kind, place) - 1 if spec.reverse else self.bound("starts", kind, place)
+            return tirx.EQ(n, edge)
+
+        one = lambda k: self.count(kind) if k == axis else tirx.const(1, "int32")
+
+        def mark(*i: Any) -> Expr:
+            here = is_start(i[axis]).astype("int32")
+            if "reset" not in roles:
+                return here
+            given = roles["reset"](*[0 if const_int(n) == 1 else x for n, x in zip(roles["reset"].shape, i, strict=True)])
+            return tirx.max(here, (given != 0).astype("int32"))
+
+        given = roles.get("reset")
+        extents = [one(k) if given is None or k == axis else given.shape[k] for k in range(rank)]
+        reset = compute(extents, mark, f"{op.name}_starts")
+        x, initial, result = roles["x"], roles.get("initial"), None
+        if initial is not None:
+            x = self.with_initial(op, spec, roles, is_start, kind)
+        result = scan(
+            x,
+            axis=axis,
+            kind=spec.kind,
+            decay=roles.get("decay"),
+            reset=reset,
+            reverse=spec.reverse,
+            exclusive=spec.exclusive,
+            name=op.name if initial is None or not spec.exclusive else f"{op.name}_own",
+        )
+        if initial is None or not spec.exclusive:
+            return result
+
+        def before(*i: Any) -> Expr:
+            return tirx.if_then_else(is_start(i[axis]), self.state(initial, i, axis, kind), result(*i))
+
+        return compute(shape, before, op.name)
+
+    def state(self, initial: te.Tensor, i: Any, axis: int, kind: int) -> Expr:
+        """The initial state of the sequence that element `i` is in."""
+        s = self.owner_of(kind, i[axis])
+        rest = [x for k, x in enumerate(i) if k != axis]
+        guard = tirx.all(s >= 0, s < self.sequences)
+        return tirx.if_then_else(guard, initial(s, *rest[1:]), const(0, str(initial.dtype)))
+
+    def with_initial(self, op: te.Operation, spec: Any, roles: Any, is_start: Any, kind: int) -> te.Tensor:
+        """x with the initial state of each sequence combined into its first element."""
+        x, initial, axis = roles["x"], roles["initial"], spec.axis
+        combine = {"sum": lambda a, b: a + b, "logsumexp": logaddexp, "min": minimum, "max": maximum}[spec.kind]
+
+        def body(*i: Any) -> Expr:
+            state = self.state(initial, i, axis, kind)
+            if "decay" in roles:
+                decay = roles["decay"]
+                state = state * decay(*[0 if const_int(n) == 1 else v for n, v in zip(decay.shape, i, strict=True)])
+            return tirx.if_then_else(is_start(i[axis]), combine(state, x(*i)), x(*i))
+
+        return compute(x.shape, body, f"{op.name}_begun")
