@@ -86,7 +86,7 @@ def causal(
             Q.shape[:4], lambda b, h, c, i: inner[b, h, c, i] + g.since_start(outer[b, h, c, i], b, h, c, i), name="total"
         )
         states.append((z_before, more, g.of_chunk(1)))
-    return O, total, [after(dims, *state) for state in states] if config.return_state else []
+    return O, total, [after(config, *state) for state in states] if config.return_state else []
 
 
 def bidirectional(config: Any, dims: Any, Q: Tensor, K: Tensor, V: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
@@ -131,14 +131,14 @@ def read(dims: Any, Q: Tensor, S: Tensor, name: str) -> Tensor:
     return compute(shape, lambda b, h, c, i, e: reduce_sum(Q[b, h, c, i, d.var] * S[b, h, c, d.var, e], d), name=name)
 
 
-def after(dims: Any, before: Tensor, added: Tensor, decay: Tensor | None) -> Tensor:
+def after(config: Any, before: Tensor, added: Tensor, decay: Tensor | None) -> Tensor:
     """The state after the last chunk from the states before each and what each adds."""
     b, h, nc, *rest = before.shape
 
     def last(b: Any, h: Any, *x: Any) -> Any:
         kept = before[(b, h, nc - 1, *x)]
         if decay is not None:
-            kept = kept * decay[(b if decay.shape[0] is dims.B else 0, h, nc - 1, *[0] * len(x))]
+            kept = kept * decay[(b if config.decay == "token" else 0, h, nc - 1, *[0] * len(x))]
         return kept + added[(b, h, nc - 1, *x)]
 
     return compute((b, h, *rest), last, name=f"{before.op.name}_end", axes=["b", "h", "d", "e"][: 2 + len(rest)])
