@@ -1,0 +1,81 @@
+"""``tune()`` on a real operator: planned kernels, records, and a build that uses them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tilegen import build, mechanisms
+from tilegen.errors import ArgumentError, TargetError
+from tilegen.mechanisms import Instance
+from tilegen.tune import TuneReport, logs, tune
+from tilegen.tune.progress import Silent
+
+SHAPES = {"B": 2, "T": 48}
+
+
+def instance() -> Instance:
+    found = mechanisms.get("elementwise_attention")
+    return Instance(found, found.config(order=2), {"C": 32}, "float32")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, TuneReport]]:
+    folder = tmp_path_factory.mktemp("tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TILEGEN_LOG_DIR", str(folder))
+        yield folder, tune([instance()], shapes=SHAPES, trials=4, progress=Silent())
+
+
+def test_every_kernel_with_decisions_gets_a_record(tuned: tuple[Path, TuneReport]) -> None:
+    folder, report = tuned
+    assert not report.skipped
+    names = [result.name for result in report.results]
+    assert names[0] == "elementwise_attention forward.walk0"
+    assert any(" backward." in name for name in names)
+    assert all(result.trials == min(4, result.space) and not result.rejected for result in report.results)
+    (verdict,) = logs.verify(folder)
+    assert (verdict.records, verdict.bad) == (len(names), [])
+    assert "times as fast" in report.lines()[-1]
+
+
+def test_the_next_build_uses_the_records(tuned: tuple[Path, TuneReport], tmp_path: Path) -> None:
+    _, report = tuned
+    build.compile(instance(), tmp_path, functions=("forward", "backward"))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    used = {f"{p['function']}.{p['kernel']}": p for p in manifest["provenance"]}
+    for result in report.results:
+        found = used[result.name.split()[1]]
+        assert found["source"] == "user"
+        assert list(found["decisions"].values()) == result.decisions
+
+
+def test_an_operator_that_cannot_be_planned_does_not_stop_the_others(tuned: tuple[Path, TuneReport]) -> None:
+    broken = mechanisms.get("elementwise_attention")
+    odd = Instance(broken, broken.config(order=2), {}, "float32")  # C is missing
+    report = tune([odd, instance()], shapes=SHAPES, trials=4, progress=Silent())
+    assert [name for name, _ in report.skipped] == ["elementwise_attention"]
+    assert {result.stopped for result in report.results} == {"known"}
+
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"ops": []}, ArgumentError, "ops is empty"),
+    ({"ops": ["no_such_op"]}, ArgumentError, "no_such_op"),
+    ({"effort": "fast"}, ArgumentError, "effort is 'fast'"),
+    ({"minutes": 0}, ArgumentError, "minutes is 0"),
+    ({"shapes": {"Q": 4}}, ArgumentError, "shapes has Q=4"),
+    ({"shapes": {"T": 0}}, ArgumentError, "shapes has T=0"),
+    ({"target": "x86-64-v2"}, TargetError, "tune on such a machine"),
+    ({"rpc": "nowhere"}, ArgumentError, "rpc is 'nowhere'"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), WRONG, ids=[m for _, _, m in WRONG])
+def test_wrong_arguments_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    given: dict[str, Any] = {"ops": ["elementwise_attention"], "progress": Silent(), **change}
+    with pytest.raises(error, match=message):
+        tune(given.pop("ops"), **given)
