@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from tilegen.errors import PlanError
 from tilegen.expression import compute
 from tilegen.expression.walkers import const_int, topological
 from tilegen.mechanisms import Instance
@@ -66,13 +67,27 @@ class FunctionPlan:
         return [kernel_cost(kernel, self.in_memory()) for kernel in self.kernels]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """One way to divide the work: what is saved (names and bytes), and the estimated seconds of forward and backward."""
+
+    saved: tuple[str, ...]
+    nbytes: int
+    seconds: float
+
+
 @dataclass
 class Plan:
-    """All directions of an instance; `saved` are the tensors that the forward leaves for the backward."""
+    """All directions of an instance; `saved` are the tensors that the forward leaves for the backward.
+
+    `choices` are the sets that were considered for saving, with `chosen` the one that was taken.
+    """
 
     instance: Instance
     functions: dict[str, FunctionPlan]
     saved: list[te.Tensor] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    chosen: Choice | None = None
 
 
 def plan(instance: Instance, sizes: dict[str, int] | None = None, balance: Balance | None = None, *, backward: bool = True) -> Plan:
@@ -84,14 +99,30 @@ def plan(instance: Instance, sizes: dict[str, int] | None = None, balance: Balan
         return Plan(instance, {"forward": plan_forward(forward, [])})
     back = backward_graph(instance, forward)
     distinct_outputs(back)
-    best, best_time = None, float("inf")
-    for saved in saved_candidates(forward, back):
+    best: Plan | None = None
+    choices: list[Choice] = []
+    for saved in named_stages(instance, forward) or saved_candidates(forward, back):
         functions = {"forward": plan_forward(forward, saved), "backward": plan_backward(forward, back, saved)}
         time = sum(total(function.costs(), balance) for function in functions.values())
-        if best is None or time * SLACK < best_time:
-            best, best_time = Plan(instance, functions, saved), time
+        choices.append(Choice(tuple(t.op.name for t in saved), sum(nbytes(t) for t in saved), time))
+        if best is None or best.chosen is None or time * SLACK < best.chosen.seconds:
+            best = Plan(instance, functions, saved, choices, choices[-1])
     assert best is not None
     return best
+
+
+def named_stages(instance: Instance, forward: Graph) -> list[list[te.Tensor]]:
+    """The one set of stages that a mechanism names itself, as a list of candidates; empty when it leaves the choice."""
+    names = instance.mechanism.saved
+    if names is None:
+        return []
+    stages_by_name = {op.name: op.output(0) for op in topological(forward.outputs.values())}
+    if missing := [name for name in names if name not in stages_by_name]:
+        raise PlanError(
+            f"'{instance.mechanism.name}' wants {', '.join(missing)} saved, which is no stage of its expression; "
+            f"name stages among {', '.join(sorted(stages_by_name))}"
+        )
+    return [[stages_by_name[name] for name in names]]
 
 
 def saved_candidates(forward: Graph, back: Graph) -> list[list[te.Tensor]]:
@@ -100,7 +131,7 @@ def saved_candidates(forward: Graph, back: Graph) -> list[list[te.Tensor]]:
     Nothing; what a backward that recomputes everything writes between its kernels; and so on from that set, until
     nothing of the forward is written by the backward.
     """
-    own = {op.output(0) for op in topological(forward.outputs.values())}
+    own = dict.fromkeys(op.output(0) for op in topological(forward.outputs.values()))  # in order, so that plans are reproducible
     candidates: list[list[te.Tensor]] = [[]]
     for _ in range(4):
         function = plan_backward(forward, back, candidates[-1])
