@@ -14,6 +14,9 @@ from tilegen.bench.run import Row
 STYLE = {"tilegen": ("tab:red", "o"), "torch.compile": ("tab:blue", "s"), "torch eager": ("tab:gray", "^")}
 """Colour and mark of each contender."""
 
+SHORT = {"forward": "forward", "forward+backward": "fwd + bwd"}
+"""Passes as the table has them: all of it fits 80 columns."""
+
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
     """One table per case: options, shape and dtype."""
@@ -25,14 +28,14 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
     view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for heading in ("pass", "what"):
         view.add_column(heading, no_wrap=True)
-    for heading in ("ms", "quartiles", "GB/s", "% copy", "GFLOP/s", "speed-up"):
+    for heading in ("ms", "±", "GB/s", "% copy", "GFLOP/s", "speed-up"):
         view.add_column(heading, justify="right", no_wrap=True)
     previous = ""
     for row in rows:
         t = row.seconds
         view.add_row(
-            "" if row.direction == previous else row.direction, row.contender, f"{t.median * 1e3:.3f}",
-            f"{t.low * 1e3:.3f}-{t.high * 1e3:.3f}", f"{row.bandwidth / 1e9:.1f}", f"{row.share * 100:.0f}",
+            "" if row.direction == previous else SHORT[row.direction], row.contender, f"{t.median * 1e3:.4g}",
+            f"{(t.high - t.low) / 2 / t.median:.0%}", f"{row.bandwidth / 1e9:.1f}", f"{row.share:.0%}",
             f"{row.flops / 1e9:.1f}", f"{row.speedup:.2f}",
         )  # fmt: skip
         previous = row.direction

@@ -39,7 +39,8 @@ def command(
     benchmark = spec.load(op)
     mechanism = benchmark.described()
     options, static = split(mechanism, set_ or [])
-    base = {**benchmark.sizes, **{k: v for k, v in static.items() if f"{k}=" in " ".join(set_ or [])}}
+    named = {setting.partition("=")[0] for setting in set_ or []}
+    base = {**benchmark.sizes, **{name: size for name, size in static.items() if name in named}}
     base |= sizes(shape, (*mechanism.symbolic, *mechanism.static), "--sizes")
     times = _lengths(lengths) or (list(benchmark.lengths) if plot else [base["T"]])
     plan = run.Plan(
@@ -64,7 +65,8 @@ def command(
             out.print(table, "")
         copy = f"copy {rows[0].copy_bandwidth / 1e9:.1f} GB/s"
         out.print(f"{escape(where['device'])}, {where['threads']} threads, {copy}, {where['date']}")
-        out.print("medians; speed-up over torch.compile; GB/s and GFLOP/s count the least that must be moved and computed")
+        out.print("medians, ± half the distance of the quartiles; speed-up over torch.compile")
+        out.print("GB/s and GFLOP/s count the least that must be moved and computed")
     if plot is not None:
         show.plot(rows, plot, f"{op}, {dtype}, {where['device']}, {where['threads']} threads")
         err.print(f"wrote {escape(str(plot))}")

@@ -67,8 +67,11 @@ def grad(found: Instance, functions: tuple[str, ...], target: str | None) -> Ite
 def plan(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[Part]:
     """Kernels, workspace and saved tensors."""
     from tilegen.build.library import functions_of
-    from tilegen.plan.text import plan_text
+    from tilegen.plan.plan import plan as planned
+    from tilegen.plan.text import choices_text, plan_text
 
+    if "backward" in functions:
+        yield "saved or recomputed", choices_text(planned(found)), "text"
     for name, (_, function) in functions_of(found, functions).items():
         yield name, plan_text(function), "text"
 

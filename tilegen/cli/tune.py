@@ -29,6 +29,13 @@ def command(
         Path | None, typer.Option(help="Where records go; default: this user's folder.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds propose alike.")] = 0,
+    rpc: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Measure on a server of this TVM RPC tracker; it runs what it is sent.", show_default=False
+        ),
+    ] = None,
+    key: Annotated[str, typer.Option(help="Name of the servers at the tracker, with --rpc.", show_default=False)] = "",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Search the fastest tiles for this machine.  Interrupt it at any time: the same command goes on from there."""
@@ -50,6 +57,8 @@ def command(
         resume=resume,
         log_dir=log_dir,
         seed=seed,
+        rpc=rpc,
+        key=key,
     )
     if json:
         console.print_json(report.to_json())
