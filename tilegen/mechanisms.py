@@ -61,6 +61,7 @@ class Mechanism:
     reference: Callable[..., tuple[Any, ...]]
     representative: dict[str, int]
     step: Callable[[Any], Any] | None = None
+    saved: tuple[str, ...] | None = None
 
     def forward(self) -> Callable[..., tuple[Any, ...]]:
         """The tensor expression as a callable; imports TVM when given as a string."""

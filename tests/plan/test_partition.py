@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.plan.graphs import both, chunked, elementwise
+from tilegen.errors import PlanError
 from tilegen.plan.cost import nbytes
 from tilegen.plan.plan import plan
 from tilegen.plan.text import plan_text
@@ -54,6 +57,22 @@ def test_saved_bytes_per_token(case):
     saved = [a.tensor for a in both(elementwise("float32", **options))["forward"].args if a.role == "saved"]
     over_time = [t for t in saved if len(t.shape) == 3]
     assert sum(nbytes(t) for t in over_time) == SAVED[case]
+
+
+def test_the_choice_of_what_is_saved_is_the_fastest_of_the_model():
+    found = plan(elementwise("float32"))
+    assert len(found.choices) > 1
+    assert found.chosen.seconds <= 1.02 * min(choice.seconds for choice in found.choices)
+
+
+def test_a_mechanism_can_name_what_is_saved():
+    instance = elementwise("float32")
+    named = dataclasses.replace(instance, mechanism=dataclasses.replace(instance.mechanism, saved=("m", "denominator")))
+    function = plan(named).functions["forward"]
+    assert [arg.tensor.op.name for arg in function.args if arg.role == "saved"] == ["m", "denominator"]
+    wrong = dataclasses.replace(instance, mechanism=dataclasses.replace(instance.mechanism, saved=("nonsense",)))
+    with pytest.raises(PlanError, match="wants nonsense saved, which is no stage"):
+        plan(wrong)
 
 
 def test_linear_attention_forward_is_one_task_that_walks_its_chunks():

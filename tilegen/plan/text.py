@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tilegen.expression.printer import text
 from tilegen.plan.cost import Balance, Cost, sources
 from tilegen.plan.kernel import Kernel
-from tilegen.plan.plan import FunctionPlan, PlanArg
+from tilegen.plan.plan import FunctionPlan, Plan, PlanArg
 
 
 def plan_text(function: FunctionPlan, balance: Balance | None = None) -> str:
@@ -20,6 +20,16 @@ def plan_text(function: FunctionPlan, balance: Balance | None = None) -> str:
     costs = function.costs()
     for kernel, cost in zip(function.kernels, costs, strict=True):
         lines += _kernel(kernel, cost, balance, function)
+    return "\n".join(lines)
+
+
+def choices_text(plan: Plan) -> str:
+    """What was considered for saving between forward and backward, with the model's estimates; an arrow marks the choice."""
+    lines = []
+    for choice in plan.choices:
+        mark = "->" if choice is plan.chosen else "  "
+        what = ", ".join(choice.saved) or "nothing"
+        lines.append(f"{mark} {choice.seconds * 1e6:9.2f} us  {choice.nbytes:9d} bytes saved: {what}")
     return "\n".join(lines)
 
 
