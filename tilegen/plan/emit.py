@@ -32,6 +32,9 @@ from tilegen.plan.tiles import TileKernel
 
 Buffers = Mapping[te.Tensor, Any]
 
+PARTIAL = 64
+"""Steps of a walk that a partial sum adds up before it is added to the whole."""
+
 
 def prim_func(
     params: Sequence[tuple[str, te.Tensor]], kernels: Sequence[Kernel], math: MathRule | None = None, name: str = "main"
@@ -91,6 +94,8 @@ def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
     out = {e: _local(f"{kernel.name}_out{k}", space, wide(e)) for k, e in enumerate(kernel.emits)}
     latches = {t: out[t] if t in out else _local(f"{kernel.name}_last{k}", space, wide(t)) for k, t in enumerate(kernel.latches)}
     kept = {**out, **latches}
+    # Long float32 sums go by way of partial ones, which keeps their error near that of a pairwise sum.
+    partial = {a: _local(f"{kernel.name}_part{k}", space, "float32") for k, a in enumerate(kernel.anchors) if _is_float32_sum(a)}
     extents = [*space, kernel.extent]
 
     def at_time(step: Any) -> Any:
@@ -102,18 +107,23 @@ def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
     def nest(loops: list[Any]) -> None:
         with T.sblock(f"{kernel.name}_upd"):
             *point, step = _axes(extents, loops, "S" * rank + "R")
-            values = Evaluator(kernel, buffers, math, point, at_time(step), state)
+            values = Evaluator(kernel, buffers, math, point, at_time(step), {**state, **partial})
             with T.init():
                 first = Evaluator(kernel, buffers, math, point, None, {})
                 for anchor, buffer in state.items():
                     _store(buffer, first.start(anchor), point)
-                for buffer in kept.values():
+                for buffer in [*kept.values(), *partial.values()]:
                     _store(buffer, tirx.const(0, str(buffer.dtype)), point)
             values.open_states()
-            stores = [(buffer, values.advance(anchor)) for anchor, buffer in state.items()]
+            stores = [(buffer, values.advance(anchor)) for anchor, buffer in values.state.items()]
             stores += [(buffer, widened(values.at_point(emitted), str(buffer.dtype))) for emitted, buffer in kept.items()]
             for buffer, value in stores:
                 _store(buffer, value, point)
+            if partial:
+                with T.If(tirx.any(tirx.floormod(step, PARTIAL) == PARTIAL - 1, step == kernel.extent - 1)), T.Then():
+                    for anchor, buffer in partial.items():
+                        _store(state[anchor], state[anchor][tuple(point)] + buffer[tuple(point)], point)
+                        _store(buffer, tirx.const(0, "float32"), point)
         if out:
             with T.sblock(f"{kernel.name}_emit"):
                 *point, step = _axes(extents, loops, "S" * (rank + 1))
@@ -123,6 +133,10 @@ def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
     _loops(kernel, extents, nest)
     if kernel.finals:
         _finals(kernel, buffers, math, state, latches)
+
+
+def _is_float32_sum(anchor: te.Tensor) -> bool:
+    return stages.kind(anchor) == "reduce" and stages.reduction(anchor) == "sum" and str(anchor.dtype) == "float32"
 
 
 def wide(tensor: te.Tensor) -> str:
