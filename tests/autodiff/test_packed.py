@@ -19,8 +19,10 @@ from tilegen.expression import (
     maximum,
     placeholder,
     reduce_axis,
+    reduce_max,
     reduce_sum,
     scan,
+    stop_gradient,
 )
 from tilegen.expression.pack import pack
 
@@ -88,7 +90,7 @@ def window_alone(x, w):
 
 
 def mean_of_each_sequence():
-    """A softmax-free attention pool: sums over all positions of a sequence, used by all of them."""
+    """Sums over all positions of a sequence, used by all of them."""
     x, j, i = *tensors(x=(B, T, 3)), reduce_axis(T, "j"), reduce_axis(T, "i")
     n = compute((B, 3), lambda b, c: reduce_sum(exp(x[b, j.var, c]), j), "n")
     m = compute((B, 3), lambda b, c: reduce_sum(exp(x[b, i.var, c]) * x[b, i.var, c], i), "m")
@@ -97,6 +99,19 @@ def mean_of_each_sequence():
 
 def mean_of_each_sequence_alone(x):
     return (x * (x.softmax(1) * x).sum(1, keepdim=True),)
+
+
+def shifted_softmax():
+    """As above with the maximum of each sequence taken off, which is a constant for differentiation."""
+    x, i, j = *tensors(x=(B, T, 3)), reduce_axis(T, "i"), reduce_axis(T, "j")
+    top = stop_gradient(compute((B, 3), lambda b, c: reduce_max(x[b, i.var, c], i), "top"))
+    p = compute((B, T, 3), lambda b, t, c: exp(x[b, t, c] - top[b, c]), "p")
+    n = compute((B, 3), lambda b, c: reduce_sum(p[b, j.var, c], j), "n")
+    return [x], [compute((B, T, 3), lambda b, t, c: p[b, t, c] / n[b, c], "y")]
+
+
+def shifted_softmax_alone(x):
+    return (x.softmax(1),)
 
 
 def chunked_attention():
@@ -148,6 +163,7 @@ GRAPHS = [
     (state_before, state_before_alone),
     (window, window_alone),
     (mean_of_each_sequence, mean_of_each_sequence_alone),
+    (shifted_softmax, shifted_softmax_alone),
     (chunked_attention, chunked_attention_alone),
     (steady_decay, steady_decay_alone),
 ]

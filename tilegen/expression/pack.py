@@ -21,7 +21,6 @@ from typing import Any
 from tvm import ir, sym, te, tirx
 
 from tilegen.errors import ExpressionError
-from tilegen.expression.gather import scatter_add
 from tilegen.expression.rebuild import rebuilt
 from tilegen.expression.scalars import const, logaddexp, maximum, minimum
 from tilegen.expression.scan import scan, scan_inputs, scan_spec
@@ -190,7 +189,7 @@ class _Packer:
         if len(timed) > 1:
             raise ExpressionError(f"stage '{op.name}' has {len(timed)} axes of positions, which cannot be packed; use blocks")
         if not timed and summed and BATCH in kinds:
-            return self.summed_by_sequence(op, spatial, inner, source)
+            return self.reduced_by_sequence(op, spatial, inner, source)
         anchor = timed[0] if timed else summed[0] if summed else next((x for x in spatial + inner if x[2] == BATCH), None)
         if anchor is None:
             return rebuilt(op, 0, self.done, [])
@@ -267,11 +266,11 @@ class _Packer:
         value = new(*packed)
         return tirx.if_then_else(tirx.all(*guards), value, const(0, str(new.dtype))) if guards else value
 
-    def summed_by_sequence(self, op: te.ComputeOp, spatial: Any, inner: Any, source: Expr) -> te.Tensor:
-        """A sum over the positions of each sequence: what every position adds, then added up by sequence."""
+    def reduced_by_sequence(self, op: te.ComputeOp, spatial: Any, inner: Any, source: Expr) -> te.Tensor:
+        """A reduction over the positions of each sequence: a scan of what they contribute, read where a sequence ends."""
         timed = [x for x in inner if isinstance(x[2], int)]
-        if len(timed) > 1 or not isinstance(op.body[0].combiner.result[0], prim.Add):
-            raise ExpressionError(f"stage '{op.name}' reduces over the positions of a sequence; only one sum can be packed")
+        if len(timed) > 1:
+            raise ExpressionError(f"stage '{op.name}' reduces over {len(timed)} axes of positions, which cannot be packed")
         var, _, kind = timed[0]
         outer = [x for x in spatial if x[2] != BATCH]
         rest = [x for x in inner if not x[0].same_as(var)]
@@ -279,46 +278,58 @@ class _Packer:
         value = self.local(op, source, names, timed[0], inner)
         axes = [te.reduce_axis((0, n), v.name) for v, n, _ in rest]
         value = substitute(value, {names[v]: a.var for (v, _, _), a in zip(rest, axes, strict=True)})
+        over = self.reducer(op, op.body[0])
 
         def row(*i: Any) -> Expr:
             here = {names[var]: i[0]} | {names[v]: x for (v, _, _), x in zip(outer, i[1:], strict=True)}
             part = substitute(value, here)
-            return te.sum(part, axis=axes) if axes else part
+            return over(part, axis=axes) if axes else part
 
         called = [var.name, *[v.name for v, _, _ in outer]]
         rows = compute([self.count(kind), *[n for _, n, _ in outer]], row, f"{op.name}_rows", axes=called)
-        index_shape = [self.count(kind), *[1] * len(outer)]
-        owner = compute(index_shape, lambda *i: self.owner_of(kind, i[0]), f"{op.name}_owner")
-        added = scatter_add(rows, owner, axis=0, size=self.sequences, name=f"{op.name}_sums")
+        starts = self.marks(f"{op.name}_starts", kind, 0, len(called), reverse=False)
+        along = {prim.Add: "sum", prim.Max: "max", prim.Min: "min"}[type(op.body[0].combiner.result[0])]
+        running = scan(rows, axis=0, kind=along, reset=starts, name=f"{op.name}_running")
         batch = next(k for k, x in enumerate(spatial) if x[2] == BATCH)
+        nothing = self.neutral(op, str(rows.dtype))
+
+        def last(*i: Any) -> Expr:
+            place = _Place(i[batch], None, i[batch])
+            end = self.bound("ends", kind, place) - 1
+            some = tirx.all(self.length(kind, place) > 0, end >= 0, end < self.count(kind))
+            return tirx.if_then_else(some, running(end, *i[:batch], *i[batch + 1 :]), nothing)
+
         shape = self.shape([n for _, n, _ in spatial], [k for _, _, k in spatial])
-        return compute(shape, lambda *i: added(i[batch], *i[:batch], *i[batch + 1 :]), op.name, op.attrs)
+        return compute(shape, last, op.name, op.attrs, [v.name for v, _, _ in spatial])
 
     # ---- scans
+
+    def is_start(self, kind: int, n: Any, reverse: bool) -> Expr:
+        """Whether chunk `n` is the first of its sequence in the direction of a scan."""
+        place = _Place(self.owner_of(kind, n), kind, n)
+        edge = self.bound("ends", kind, place) - 1 if reverse else self.bound("starts", kind, place)
+        return tirx.EQ(n, edge)
+
+    def marks(self, name: str, kind: int, axis: int, rank: int, reverse: bool, given: te.Tensor | None = None) -> te.Tensor:
+        """The resets of a packed scan: where a sequence starts, and where the graph itself had one."""
+
+        def mark(*i: Any) -> Expr:
+            here = self.is_start(kind, i[axis], reverse).astype("int32")
+            if given is None:
+                return here
+            own = given(*[0 if const_int(n) == 1 else x for n, x in zip(given.shape, i, strict=True)])
+            return tirx.max(here, (own != 0).astype("int32"))
+
+        extents = [tirx.const(1, "int32") if given is None else n for n in (given.shape if given is not None else range(rank))]
+        extents[axis] = self.count(kind)
+        return compute(extents, mark, name)
 
     def scanned(self, op: te.ExternOp, kind: int) -> te.Tensor:
         """The scan of all sequences at once, started anew at each."""
         spec, roles = scan_spec(op), {role: self.done[x] for role, x in scan_inputs(op).items()}
         shape, axis = list(roles["x"].shape), spec.axis
-        rank = len(shape)
-
-        def is_start(n: Any) -> Expr:
-            place = _Place(self.owner_of(kind, n), kind, n)
-            edge = self.bound("ends", kind, place) - 1 if spec.reverse else self.bound("starts", kind, place)
-            return tirx.EQ(n, edge)
-
-        one = lambda k: self.count(kind) if k == axis else tirx.const(1, "int32")
-
-        def mark(*i: Any) -> Expr:
-            here = is_start(i[axis]).astype("int32")
-            if "reset" not in roles:
-                return here
-            given = roles["reset"](*[0 if const_int(n) == 1 else x for n, x in zip(roles["reset"].shape, i, strict=True)])
-            return tirx.max(here, (given != 0).astype("int32"))
-
-        given = roles.get("reset")
-        extents = [one(k) if given is None or k == axis else given.shape[k] for k in range(rank)]
-        reset = compute(extents, mark, f"{op.name}_starts")
+        is_start = lambda n: self.is_start(kind, n, spec.reverse)
+        reset = self.marks(f"{op.name}_starts", kind, axis, len(shape), spec.reverse, roles.get("reset"))
         x, initial, result = roles["x"], roles.get("initial"), None
         if initial is not None:
             x = self.with_initial(op, spec, roles, is_start, kind)
