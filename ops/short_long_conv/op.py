@@ -50,7 +50,7 @@ def short_long_conv(x: Tensor, short: Tensor, long: Tensor, *, causal: bool = Tr
     config = Config(causal)
     for name, kernel in (("short", short), ("long", long)):
         _check_kernel(name, kernel, causal)
-    if branches:
+    if isinstance(branches, Tensor) or branches:
         long = merge_branches(long, branches, causal=causal)
     # Taps first: every vector of the compiled loops is then contiguous, as it is in x.
     (y,) = _call(config, {"x": x, "short": short.t(), "long": long.t()})
