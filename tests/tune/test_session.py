@@ -198,3 +198,16 @@ def test_progress_counts_rejected_candidates_calmly() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(1.5, "1.5 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 us")])
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_progress_on_a_terminal_is_one_live_line_that_goes_away() -> None:
+    text = io.StringIO()
+    with Progress(Console(file=text, force_terminal=True, width=120)) as progress:
+        progress.stage("planning")
+        progress.begin("a kernel", 0, 10, 10**6, None, 1e9)
+        progress.trial(Trial(1, (1,), Outcome("ok", 1e-3, 1e-5)))
+        progress.say("a line that stays")
+    shown = text.getvalue()
+    assert "a line that stays" in shown
+    assert "best 1 ms, 1.0 GB/s (100 % of copying)" in shown
+    assert shown.rstrip().endswith(("\x1b[?25h", "\x1b[2K")), "the live line is erased and the cursor back"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import statistics
 import time
 from collections.abc import Sequence
@@ -97,7 +98,8 @@ def search(
     space = Space(task.mod, task.rule)
     known = records.lookup(task.key, log_dir)
     incumbent = space.indices(known.decisions) if known else None
-    meaning = {"categories": space.categories, "sizes": task.sizes, "versions": versions()}
+    kernel = hashlib.sha256(task.mod.script().encode()).hexdigest()[:16]
+    meaning = {"categories": space.categories, "sizes": task.sizes, "kernel": kernel, "versions": versions()}
     with Journal(journal_path(task, log_dir, seed), meaning, resume=resume) as journal:
         if journal.ranked and (len(journal.trials) >= effort.trials or journal.ranked["stopped"] == "exhausted"):
             return _known(task, space, journal)
