@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 from tvm import sym, te, tirx
@@ -14,6 +15,7 @@ from tilegen.expression.walkers import const_int, load_indices, load_tensor, loa
 Kind = Literal["input", "map", "reduce", "scan"]
 
 
+@lru_cache(maxsize=1 << 14)
 def kind(tensor: te.Tensor) -> Kind:
     """How a stage computes its elements."""
     op = tensor.op
@@ -55,6 +57,7 @@ def reduction(tensor: te.Tensor) -> str:
     return {"Add": "sum", "Max": "max", "Min": "min"}[type(result).__name__]
 
 
+@lru_cache(maxsize=1 << 14)
 def reads(tensor: te.Tensor) -> list[tuple[te.Tensor, list[Any] | None]]:
     """(tensor, indices) of every read of a stage, in its own axis variables; None stands for a scan's own rules."""
     if kind(tensor) == "scan":
