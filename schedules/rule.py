@@ -16,7 +16,6 @@ from tvm.ir.prim import expr as prim
 
 from tilegen.errors import ScheduleError
 
-
 INNER = "tilegen.inner"
 """Annotation of a block in a tile kernel: how many of its loops, counted from the innermost, lie inside the tile."""
 

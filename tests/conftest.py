@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tilegen import _tvm
+
+_tvm.ensure()  # before any test imports TVM for itself
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

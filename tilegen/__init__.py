@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_PARTS = frozenset({"bench", "build", "bundle", "cache", "doctor", "errors", "nn", "ops", "plan", "runtime", "settings",
-                    "torch", "tune"})  # fmt: skip
+_PARTS = frozenset(
+    "bench build bundle cache doctor errors nn ops plan runtime settings torch tune".split()  # noqa: SIM905
+)
 
 # Single names, and the modules that define them.
 _NAMES = {"mechanism": "tilegen.custom", "Instance": "tilegen.mechanisms"}
 
 if TYPE_CHECKING:
+    from tilegen import bench, build, bundle, cache, doctor, errors, nn, ops, plan, runtime, settings, torch, tune
     from tilegen.custom import mechanism
     from tilegen.mechanisms import Instance
-    from tilegen import bench, build, bundle, cache, doctor, errors, nn, ops, plan, runtime, settings, torch, tune
 
 __all__ = [  # noqa: RUF022  (in the order of use)
-    "ops", "nn", "mechanism", "Instance", "runtime", "errors", "settings", "bench", "build", "bundle", "cache", "doctor", "plan", "torch", "tune",
+    "ops", "nn", "mechanism", "Instance", "runtime", "errors", "settings",
+    "bench", "build", "bundle", "cache", "doctor", "plan", "torch", "tune",
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ CONFIGS = {
 def arguments(config: Config, batch: int, time: int, dim: int = DIM) -> dict[str, Tensor]:
     """Random q, k, v and weights by the names of the mechanism, all of which require grad."""
     generator = torch.Generator().manual_seed(time)
-    shapes = {name: (batch, time, 2, dim) for name in "qkv"}
+    shapes = dict.fromkeys("qkv", (batch, time, 2, dim))
     shapes |= {spec.name: tuple(dim if n == "D" else int(n) for n in spec.shape) for spec in weight_specs(config)}
     draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)
     return {name: draw(shape).requires_grad_() for name, shape in shapes.items()}

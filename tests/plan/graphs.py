@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import tvm
 
-from tilegen.build import pipeline
 from tilegen import mechanisms
+from tilegen.build import pipeline
 from tilegen.build.scheduled import schedule
 from tilegen.build.target import resolve
 from tilegen.bundle import shapes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
-import tvm
 
 from tests.plan.graphs import Instance
 from tilegen.build import pipeline
@@ -12,7 +13,6 @@ from tilegen.build.target import resolve
 from tilegen.expression import compute, exp
 from tilegen.mechanisms import ArgSpec, Mechanism
 from tilegen.plan.plan import plan
-from dataclasses import dataclass
 
 
 @dataclass(frozen=True)

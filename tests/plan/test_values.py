@@ -7,8 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-import tvm
-from tvm import te
+from tvm import ir, te
 
 from tests.plan.graphs import both, chunked, elementwise, run
 from tilegen.build import pipeline
@@ -16,8 +15,7 @@ from tilegen.build.scheduled import schedule
 from tilegen.build.target import resolve
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import is_load, load_indices, load_tensor, prim, rewrite, topological
-from tilegen.plan.plan import _function, PlanArg
-from tvm import ir
+from tilegen.plan.plan import PlanArg, _function
 
 
 def attention(q, k, v):

@@ -40,19 +40,18 @@ def prim_func(
     params: Sequence[tuple[str, te.Tensor]], kernels: Sequence[Kernel], math: MathRule | None = None, name: str = "main"
 ) -> tirx.PrimFunc:
     """One function of `params` (name, tensor) that runs `kernels` in order."""
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            T.func_attr({"tirx.noalias": True})
-            buffers = {}
-            for param, tensor in params:
-                declared = tirx.decl_buffer(list(tensor.shape), str(tensor.dtype), name=param)
-                buffers[tensor] = T.arg(param, declared)
-            with T.sblock("root"):
-                for kernel in kernels:
-                    # A scope of its own: what a schedule primitive must prove, it proves about this kernel alone.
-                    with T.sblock(f"scope_{kernel.name}"):
-                        EMITTERS[kernel.pattern](kernel, buffers, math or (lambda expr, bind: expr))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True})
+        buffers = {}
+        for param, tensor in params:
+            declared = tirx.decl_buffer(list(tensor.shape), str(tensor.dtype), name=param)
+            buffers[tensor] = T.arg(param, declared)
+        with T.sblock("root"):
+            for kernel in kernels:
+                # A scope of its own: what a schedule primitive must prove, it proves about this kernel alone.
+                with T.sblock(f"scope_{kernel.name}"):
+                    EMITTERS[kernel.pattern](kernel, buffers, math or (lambda expr, bind: expr))
     return builder.get()
 
 

@@ -31,6 +31,7 @@ from tilegen.plan.frames import outer_rank
 from tilegen.plan.tiles import TileKernel
 from tilegen.schedules.rule import INNER
 
+
 class State:
     """A walked scan as something to index: the current tile's state, or the one before."""
 
