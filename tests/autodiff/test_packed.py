@@ -10,6 +10,7 @@ from tests.autodiff.executor import TORCH, build, prim_func
 from tilegen.autodiff import gradient, unproved_reads
 from tilegen.errors import ExpressionError
 from tilegen.expression import (
+    cast,
     ceildiv,
     compute,
     exp,
@@ -17,6 +18,7 @@ from tilegen.expression import (
     floormod,
     if_then_else,
     maximum,
+    minimum,
     placeholder,
     reduce_axis,
     reduce_max,
@@ -157,6 +159,29 @@ def steady_decay_alone(x, w):
     return (decayed_sum_alone(x, (w * 0.5).expand(x.shape), torch.zeros_like(x[:, 0]))[0],)
 
 
+def shared_decay_with_states():
+    """One decay for all rows of a batch, whose last chunk is read for the final state."""
+    C, D = 4, 3
+    x, w, h = tensors(x=(B, T, D), w=(D,), h=(B, D))
+    nc, i = ceildiv(T, C), reduce_axis(C, "i")
+    length = lambda c: minimum(T - c * C, C)
+    a = compute((1, nc, D), lambda b, c, d: exp(w[d] * cast(length(c), "float64") * -0.1), "a")
+    X = compute((B, nc, C, D), lambda b, c, i, d: if_then_else(c * C + i < T, x[b, c * C + i, d], 0.0), "X")
+    added = compute((B, nc, D), lambda b, c, d: reduce_sum(X[b, c, i, d], i), "added")
+    H = scan(added, axis=1, decay=a, initial=h, exclusive=True, name="H")
+    y = compute((B, T, D), lambda b, t, d: x[b, t, d] * H[b, floordiv(t, C), d], "y")
+    end = compute((B, D), lambda b, d: H[b, nc - 1, d] * a[0, nc - 1, d] + added[b, nc - 1, d], "end")
+    return [x, w, h], [y, end]
+
+
+def shared_decay_with_states_alone(x, w, h):
+    before = []
+    for part in x.split(4, 1):
+        before += [h[:, None]] * part.shape[1]
+        h = h * torch.exp(w * part.shape[1] * -0.1) + part.sum(1)
+    return x * torch.cat(before, 1), h
+
+
 GRAPHS = [
     (decayed_sum, decayed_sum_alone),
     (log_sum_from_the_end, log_sum_from_the_end_alone),
@@ -166,6 +191,7 @@ GRAPHS = [
     (shifted_softmax, shifted_softmax_alone),
     (chunked_attention, chunked_attention_alone),
     (steady_decay, steady_decay_alone),
+    (shared_decay_with_states, shared_decay_with_states_alone),
 ]
 
 
@@ -240,6 +266,15 @@ def test_two_positions_in_one_stage_are_refused():
     pairs = compute((B, T, T), lambda b, i, j: maximum(x[b, i, 0], x[b, j, 0]), "pairs")
     with pytest.raises(ExpressionError, match="stage 'pairs' has 2 axes of positions, which cannot be packed"):
         pack([pairs], B, T, S)
+
+
+def test_a_value_of_each_sequence_without_a_batch_axis_is_refused():
+    x = placeholder((1, T, 3), "float64", "x")
+    last = compute((3,), lambda c: x[0, T - 1, c] * 2.0, "last")
+    with pytest.raises(
+        ExpressionError, match="output 'last' would have one value for each packed sequence; give it a batch axis"
+    ):
+        pack([last], B, T, S)
 
 
 def test_an_axis_that_mixes_time_with_something_else_is_refused():

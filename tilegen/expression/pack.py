@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tvm import ir, sym, te, tirx
+from tvm import ir, te, tirx
 
 from tilegen.errors import ExpressionError
+from tilegen.expression.ragged import BATCH, POSITIONS, Kind, Place, RaggedAxes, Table
 from tilegen.expression.rebuild import rebuilt
 from tilegen.expression.scalars import const, logaddexp, maximum, minimum
 from tilegen.expression.scan import scan, scan_inputs, scan_spec
@@ -28,7 +29,6 @@ from tilegen.expression.stages import compute, is_stopped, placeholder, stop_gra
 from tilegen.expression.walkers import (
     Expr,
     const_int,
-    find,
     is_load,
     load_indices,
     load_tensor,
@@ -38,12 +38,6 @@ from tilegen.expression.walkers import (
     topological,
     variables,
 )
-
-BATCH, POSITIONS = "batch", 1
-"""Kinds of axes besides chunks, whose kind is their length; a position is a chunk of length one."""
-
-Kind = str | int | None
-Table = dict[str, te.Tensor]
 
 
 @dataclass
@@ -69,6 +63,7 @@ def pack(outputs: Sequence[te.Tensor], batch: Any, time: Any, sequences: Any) ->
         Where two positions meet in one stage, or an axis is neither positions nor chunks of them; the stage is named.
     """
     packer = _Packer(batch, time, sequences)
+    packer.find_hidden(outputs)
     for op in topological(outputs):
         for k in range(op.num_outputs):
             packer.done[op.output(k)] = packer.rewrite(op, k)
@@ -76,89 +71,45 @@ def pack(outputs: Sequence[te.Tensor], batch: Any, time: Any, sequences: Any) ->
     return Packed([packer.done[y] for y in outputs], inputs, packer.tables)
 
 
-@dataclass
-class _Place:
-    """The sequence that a stage computes for at one of its points."""
+class _Packer(RaggedAxes):
+    """One rewriting: packed tensors by the original ones, and those that get a sequence axis of their own."""
 
-    sequence: Expr
-    owner: int | None  # the kind of axis that names the sequence, None for the sequence axis itself
-    index: Any  # the variable along that axis
-
-
-class _Packer:
     def __init__(self, batch: Any, time: Any, sequences: Any) -> None:
-        self.batch, self.time, self.sequences = batch, time, sequences
+        super().__init__(batch, time, sequences)
         self.done: dict[te.Tensor, te.Tensor] = {}
-        self.tables: dict[int, Table] = {}
-        self.counts: dict[int, Any] = {1: time}
-        self.columns: dict[tuple[str, int, int], te.Tensor] = {}
-        self.ana = sym.Analyzer()
+        self.hidden: set[te.Tensor] = set()
 
-    # ---- kinds of axes
+    def find_hidden(self, outputs: Sequence[te.Tensor]) -> None:
+        """Find tensors without batch and time that are nevertheless one for each sequence; they get a sequence axis.
 
-    def kind(self, extent: Expr, name: str) -> Kind:
-        """What an axis of this extent runs over; None for anything that has nothing to do with batch or time."""
-        used = variables(extent)
-        if not any(v.same_as(self.time) or v.same_as(self.batch) for v in used):
-            return None
-        if isinstance(extent, ir.Var):
-            return POSITIONS if extent.same_as(self.time) else BATCH
-        for division in find(extent, lambda e: isinstance(e, prim.FloorDiv)):
-            length = const_int(division.b)
-            if length and self.ana.can_prove(extent == tirx.floordiv(self.time + (length - 1), length)):
-                return length
-        raise ExpressionError(
-            f"stage '{name}' has an axis of extent {extent}: a packed graph has axes of positions (T) and of chunks (ceildiv(T, C)) only"
-        )
+        Such a tensor reads fixed positions: the last decay, or what a sequence's end sends back to a tensor [1, T] that all
+        rows of a batch share.  The latter is summed over the batch, as the gradient of a weight is; it is told from one by
+        being read by a tensor with positions and without a batch.
+        """
+        order = [op for op in topological(outputs) if isinstance(op, te.ComputeOp)]
+        bare = {op: [k for k in self.kinds(op.output(0)) if k is not None] for op in order}
+        inner = {op: {self.kind(a.dom.extent, op.name) for a in op.reduce_axis} for op in order}
+        changed = True
+        while changed:
+            before = len(self.hidden)
+            for op in order:
+                if bare[op] or op.output(0) in self.hidden or any(isinstance(k, int) for k in inner[op]):
+                    continue
+                if not any(x in self.hidden or any(self.kinds(x)) for x in op.input_tensors):
+                    continue
+                if BATCH not in inner[op] or any(self.is_shared_row(r, op.output(0)) for r in order):
+                    self.hidden.add(op.output(0))
+            changed = len(self.hidden) > before
+        for y in outputs:
+            if y in self.hidden:
+                raise ExpressionError(f"output '{y.op.name}' would have one value for each packed sequence; give it a batch axis")
 
-    def kinds(self, tensor: te.Tensor) -> list[Kind]:
-        return [self.kind(n, tensor.op.name) for n in tensor.shape]
-
-    def extent(self, kind: Kind, extent: Expr, timed: bool) -> Expr:
-        """The packed extent of an axis; `timed` says whether the tensor has positions."""
-        if kind == BATCH:
-            return tirx.const(1, "int32") if timed else self.sequences
-        return extent if kind is None else self.count(kind)
-
-    def count(self, kind: int) -> Any:
-        return self.counts.setdefault(kind, tirx.Var(f"N{kind}", "int32"))
-
-    def shape(self, extents: Sequence[Expr], kinds: Sequence[Kind]) -> list[Expr]:
-        timed = any(isinstance(k, int) for k in kinds)
-        return [self.extent(k, n, timed) for k, n in zip(kinds, extents, strict=True)]
-
-    # ---- tables
-
-    def table(self, kind: int) -> Table:
-        if kind not in self.tables:
-            what = "positions" if kind == POSITIONS else f"chunks_of_{kind}"
-            sizes = {"starts": self.sequences, "ends": self.sequences, "owner": self.count(kind)}
-            self.tables[kind] = {role: placeholder((n,), "int32", f"{role}_of_{what}") for role, n in sizes.items()}
-        return self.tables[kind]
-
-    def owner_of(self, kind: int, index: Expr) -> Expr:
-        return self.table(kind)["owner"](index)
-
-    def column(self, role: str, of: int, owner: int) -> te.Tensor:
-        """For every chunk of length `owner`, where its sequence starts or ends among the chunks of length `of`."""
-        key = (role, of, owner)
-        if key not in self.columns:
-            bounds = self.table(of)[role]
-
-            def body(n: Any) -> Expr:
-                s = self.owner_of(owner, n)
-                return tirx.if_then_else(tirx.all(s >= 0, s < self.sequences), bounds(s), const(0, "int32"))
-
-            self.columns[key] = compute((self.count(owner),), body, f"{role}_{of}_{owner}")
-        return self.columns[key]
-
-    def bound(self, role: str, of: int, place: _Place) -> Expr:
-        if place.owner is None:
-            return self.table(of)[role](place.index)
-        return self.column(role, of, place.owner)(place.index)
-
-    def length(self, of: int, place: _Place) -> Expr:
-        return self.bound("ends", of, place) - self.bound("starts", of, place)
+    def is_shared_row(self, reader: te.ComputeOp, tensor: te.Tensor) -> bool:
+        """Whether `reader` reads `tensor` and has positions but no batch, or is hidden itself."""
+        if not any(x == tensor for x in reader.input_tensors):
+            return False
+        kinds = self.kinds(reader.output(0))
+        return reader.output(0) in self.hidden or (BATCH not in kinds and any(isinstance(k, int) for k in kinds))
 
     # ---- stages
 
@@ -186,12 +137,16 @@ class _Packer:
         inner = [(a.var, a.dom.extent, self.kind(a.dom.extent, op.name)) for a in reduce.axis] if reduce is not None else []
         timed = [x for x in spatial if isinstance(x[2], int)]
         summed = [x for x in inner if isinstance(x[2], int)]
+        if op.output(0) in self.hidden:
+            return self.computed_by_sequence(op, spatial, inner, source)
         if len(timed) > 1:
             raise ExpressionError(f"stage '{op.name}' has {len(timed)} axes of positions, which cannot be packed; use blocks")
         if not timed and summed and BATCH in kinds:
             return self.reduced_by_sequence(op, spatial, inner, source)
         anchor = timed[0] if timed else summed[0] if summed else next((x for x in spatial + inner if x[2] == BATCH), None)
         if anchor is None:
+            if any(v.same_as(self.time) for v in variables(source)):
+                raise ExpressionError(f"stage '{op.name}' uses the length T but has no batch axis; give it one")
             return rebuilt(op, 0, self.done, [])
         names = {v: tirx.Var(v.name, "int32") for v, _, _ in spatial + inner}
         value = self.local(op, source, names, anchor, spatial + inner)
@@ -206,6 +161,24 @@ class _Packer:
 
         return compute(self.shape([n for _, n, _ in spatial], kinds), point, op.name, op.attrs, [v.name for v, _, _ in spatial])
 
+    def computed_by_sequence(self, op: te.ComputeOp, spatial: Any, inner: Any, source: Expr) -> te.Tensor:
+        """A hidden tensor, with the sequence as its first axis; what it sums over the batch is one row here."""
+        s, names = tirx.Var("s", "int32"), {v: tirx.Var(v.name, "int32") for v, _, _ in spatial + inner}
+        place = Place(s, None, s)
+        mapping = dict(names) | {self.time: self.length(POSITIONS, place)}
+        value = self.reads(op, substitute(source, mapping), place)
+        rest = [x for x in inner if x[2] != BATCH]
+        axes = [te.reduce_axis((0, n), v.name) for v, n, _ in rest]
+        value = substitute(value, {names[v]: a.var for (v, _, _), a in zip(rest, axes, strict=True)})
+
+        def point(*i: Any) -> Expr:
+            here = {s: i[0]} | {names[v]: x for (v, _, _), x in zip(spatial, i[1:], strict=True)}
+            part = substitute(value, here)
+            return self.reducer(op, op.body[0])(part, axis=axes) if axes else part
+
+        called = ["s", *[v.name for v, _, _ in spatial]]
+        return compute([self.sequences, *[n for _, n, _ in spatial]], point, op.name, op.attrs, called)
+
     @staticmethod
     def reducer(op: te.ComputeOp, reduce: tirx.Reduce) -> Any:
         return {prim.Add: te.sum, prim.Max: te.max, prim.Min: te.min}[type(reduce.combiner.result[0])]
@@ -215,10 +188,10 @@ class _Packer:
         var, _, kind = anchor
         index = names[var]
         if kind == BATCH:
-            place = _Place(index, None, index)
+            place = Place(index, None, index)
             mapping = dict(names)
         else:
-            place = _Place(self.owner_of(kind, index), kind, index)
+            place = Place(self.owner_of(kind, index), kind, index)
             mapping = dict(names) | {var: index - self.bound("starts", kind, place)}
         inside = []
         for v, _, k in axes:
@@ -237,7 +210,7 @@ class _Packer:
         kind = type(op.body[0].combiner.result[0])
         return {prim.Add: tirx.const(0, dtype), prim.Max: tirx.min_value(dtype), prim.Min: tirx.max_value(dtype)}[kind]
 
-    def reads(self, op: te.ComputeOp, expr: Expr, place: _Place) -> Expr:
+    def reads(self, op: te.ComputeOp, expr: Expr, place: Place) -> Expr:
         def fix(call: Any) -> Any:
             if not is_load(call) or load_tensor(call) not in self.done:
                 return call
@@ -245,11 +218,14 @@ class _Packer:
 
         return rewrite(expr, ir.Call, fix)
 
-    def read(self, tensor: te.Tensor, indices: list[Expr], place: _Place) -> Expr:
+    def read(self, tensor: te.Tensor, indices: list[Expr], place: Place) -> Expr:
         """The read of an original tensor at local `indices` as one of its packed form, guarded where it leaves the row."""
         kinds, new, packed = self.kinds(tensor), self.done[tensor], []
         timed, guards = any(isinstance(k, int) for k in kinds), []
-        for i, kind, n in zip(indices, kinds, new.shape, strict=True):
+        if tensor in self.hidden:
+            guards = [] if place.owner is None else [place.sequence >= 0, place.sequence < new.shape[0]]
+            packed = [place.sequence]
+        for i, kind, n in zip(indices, kinds, list(new.shape)[len(packed) :], strict=True):
             if kind is None:
                 packed.append(i)
             elif kind == BATCH:
@@ -294,7 +270,7 @@ class _Packer:
         nothing = self.neutral(op, str(rows.dtype))
 
         def last(*i: Any) -> Expr:
-            place = _Place(i[batch], None, i[batch])
+            place = Place(i[batch], None, i[batch])
             end = self.bound("ends", kind, place) - 1
             some = tirx.all(self.length(kind, place) > 0, end >= 0, end < self.count(kind))
             return tirx.if_then_else(some, running(end, *i[:batch], *i[batch + 1 :]), nothing)
@@ -306,7 +282,7 @@ class _Packer:
 
     def is_start(self, kind: int, n: Any, reverse: bool) -> Expr:
         """Whether chunk `n` is the first of its sequence in the direction of a scan."""
-        place = _Place(self.owner_of(kind, n), kind, n)
+        place = Place(self.owner_of(kind, n), kind, n)
         edge = self.bound("ends", kind, place) - 1 if reverse else self.bound("starts", kind, place)
         return tirx.EQ(n, edge)
 
