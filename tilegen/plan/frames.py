@@ -205,8 +205,10 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
             indices = [*indices[:rank], *inner_variables(current)]
         if held:
             spec = scan_spec(current.op)
+            # A task still has the step before of an inclusive scan; an exclusive one holds nothing older than this step's.
+            earlier = None if spec is None or spec.exclusive else axis
             aligned = stages.same_extents(outer(current), frame.extents) and same_place(
-                indices[:rank], axis, bool(spec and spec.reverse)
+                indices[:rank], earlier, bool(spec and spec.reverse)
             )
             if not aligned:
                 found.memory.add(current)
