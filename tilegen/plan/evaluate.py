@@ -260,7 +260,7 @@ def selects(expr: Any, point: Sequence[Any], space: Sequence[Any], lets: Collect
     """`if_then_else` as a branch-free select where both sides may always be evaluated, or where it must be one.
 
     Both sides may when they read nothing guarded.  A condition that changes along the last axis of the point is in a vector,
-    which TVM cannot branch on (it gives all lanes what the last one gets): there, guarded reads are clamped into the tensor.
+    which TVM cannot branch on (it gives all lanes what the last one gets): there, a guarded read goes to the first element instead.
     """
     extents = {v: const_int(n) for v, n in zip(point, space, strict=False) if isinstance(v, ir.Var)}
     lane = point[-1] if point else None
@@ -277,22 +277,30 @@ def selects(expr: Any, point: Sequence[Any], space: Sequence[Any], lets: Collect
     def in_lanes(condition: Any) -> bool:
         return any(v.same_as(lane) or v in lets for v in variables(condition))
 
-    def clamped(load: Any) -> Any:
-        pairs = zip(load.indices, load.source.shape, strict=True)
-        return load.source[tuple(i if inside(i, n) else tirx.max(tirx.min(i, n - 1), 0) for i, n in pairs)]
-
     def change(call: Any) -> Any:
         if call_name(call) != "if_then_else":
             return call
         if all(harmless(e) for e in call.args):
             return tirx.Select(*call.args)
-        if not in_lanes(call.args[0]):
+        condition = call.args[0]
+        if not in_lanes(condition):
             return call
-        kinds = {type(load) for side in call.args[1:] for load in find(side, _is_buffer_load)}
-        sides = list(call.args[1:])
-        for kind in kinds:
-            sides = [rewrite(side, kind, clamped) for side in sides]
-        return tirx.Select(call.args[0], *sides)
+
+        def anywhere(taken: Any) -> Callable[[Any], Any]:
+            """A read at the first element where its side of the guard is not taken."""
+
+            def moved(load: Any) -> Any:
+                pairs = zip(load.indices, load.source.shape, strict=True)
+                return load.source[tuple(i if inside(i, n) else tirx.Select(taken, i, tirx.const(0, "int32")) for i, n in pairs)]
+
+            return moved
+
+        sides = []
+        for side, taken in zip(call.args[1:], (condition, tirx.Not(condition)), strict=True):
+            for kind in {type(load) for load in find(side, _is_buffer_load)}:
+                side = rewrite(side, kind, anywhere(taken))
+            sides.append(side)
+        return tirx.Select(condition, *sides)
 
     return rewrite(expr, ir.Call, change)
 
