@@ -1,0 +1,117 @@
+"""Local attention: every position attends to the keys of a sliding window.
+
+``expression.py`` is the mathematics, ``reference.py`` the same in plain PyTorch, ``op.py`` what users call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from tilegen.errors import ArgumentError
+from tilegen.mechanisms import ArgSpec, Mechanism, register
+from tilegen.ops.local_attention import reference
+
+KINDS = ("softmax", "relu2")
+STEP_CHUNK = 2
+"""Queries of a tile of the decoding step, the least there is."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The static options.
+
+    window : positions that are seen on each side: w + 1 keys when causal, 2 w + 1 otherwise.
+    kind : "softmax", or "relu2" for relu(logit)^2, which is not normalised.
+    causal : position i sees none after itself.
+    scale : factor of q k; by default D^-1/2 for softmax, and 1 / w for relu2 (1 / 2w when not causal).
+    bias : whether a table of biases by relative position is added to the logits.
+    initial_state, return_state : continue from, and hand back, the last w keys and values; causal only.
+    chunk : queries of one tile.
+    """
+
+    window: int
+    kind: str = "softmax"
+    causal: bool = True
+    scale: float | None = None
+    bias: bool = False
+    initial_state: bool = False
+    return_state: bool = False
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", 1), ("chunk", STEP_CHUNK)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ArgumentError(f"{name} is {value!r}, must be an integer of at least {least}")
+        if self.kind not in KINDS:
+            raise ArgumentError(f"kind is {self.kind!r}, must be 'softmax' or 'relu2'")
+        for name in ("causal", "bias", "initial_state", "return_state"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
+        for name in ("initial_state", "return_state"):
+            if getattr(self, name) and not self.causal:
+                raise ArgumentError(f"{name} is set with causal=False, which has no state of fixed size; drop one of the two")
+        if self.scale is not None:
+            if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
+                raise ArgumentError(f"scale is {self.scale!r}, must be a finite number, or None for the usual one")
+            object.__setattr__(self, "scale", float(self.scale))
+
+    @property
+    def ahead(self) -> int:
+        """Positions that are seen after the query's own."""
+        return 0 if self.causal else self.window
+
+    def factor(self, key_dim: int) -> float:
+        """The factor of q k."""
+        if self.scale is not None:
+            return self.scale
+        return key_dim**-0.5 if self.kind == "softmax" else 1 / (self.window + self.ahead)
+
+
+KEYS, VALUES = ("B", "T", "H", "D"), ("B", "T", "H", "E")
+
+
+def state_specs(suffix: str = "") -> tuple[ArgSpec, ...]:
+    """The last w keys and values, oldest first, and how many of them there are."""
+    return (
+        ArgSpec("k_past" + suffix, ("B", "window", "H", "D")),
+        ArgSpec("v_past" + suffix, ("B", "window", "H", "E")),
+        ArgSpec("count" + suffix, ("B",), "int32", differentiable=False),
+    )
+
+
+def inputs(config: Config) -> tuple[ArgSpec, ...]:
+    """q, k, v, then the table of biases and the initial state when there are such."""
+    specs = [ArgSpec("q", KEYS), ArgSpec("k", KEYS), ArgSpec("v", VALUES)]
+    if config.bias:
+        specs.append(ArgSpec("bias", ("H", "window+1" if config.causal else "2*window+1"), "acc"))
+    return (*specs, *(state_specs() if config.initial_state else ()))
+
+
+def outputs(config: Config) -> tuple[ArgSpec, ...]:
+    """o, then the final state when it is wanted."""
+    o = (ArgSpec("o", VALUES),)
+    return o + state_specs("_out") if config.return_state else o
+
+
+def step_config(config: Config) -> Config | None:
+    """The config whose forward at T = 1 is one decoding step; the bidirectional form has none."""
+    return dataclasses.replace(config, initial_state=True, return_state=True, chunk=STEP_CHUNK) if config.causal else None
+
+
+MECHANISM = register(
+    Mechanism(
+        name="local_attention",
+        config=Config,
+        symbolic=("B", "T", "H"),
+        static=("D", "E"),
+        inputs=inputs,
+        outputs=outputs,
+        expression="tilegen.ops.local_attention.expression:forward",
+        reference=reference.forward,
+        representative={"B": 2, "T": 2048, "H": 8, "D": 64, "E": 64},
+        step=step_config,
+    )
+)

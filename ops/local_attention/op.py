@@ -1,0 +1,185 @@
+"""The public operators of local attention: the parallel form and the decoding step."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from tilegen.errors import ArgumentError
+from tilegen.mechanisms import ACC
+from tilegen.ops.local_attention import MECHANISM, STEP_CHUNK, Config
+from tilegen.ops.local_attention.reference import rotary
+from tilegen.torch import operator
+from tilegen.torch.signature import DTYPES, NAMES
+
+_call = operator(MECHANISM)
+
+
+class LocalAttentionState(NamedTuple):
+    """The past of a causal local attention: the last w keys and values, oldest first.
+
+    k : [B, w, H, D]; v : [B, w, H, E], in the dtype of the arguments (k turned already where rotary positions are given).
+    count : [B] int32, how many of them exist; they are the last ones.
+    """
+
+    k: Tensor
+    v: Tensor
+    count: Tensor
+
+
+def local_attention_init_state(
+    batch: int,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    *,
+    window: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> LocalAttentionState:
+    """The state of an empty past, for arguments of `dtype`."""
+    Config(window)
+    if NAMES.get(dtype, "") not in ACC:
+        raise ArgumentError(f"dtype is {dtype}, must be one of {', '.join(f'torch.{known}' for known in ACC)}")
+    k, v = (torch.zeros(batch, window, heads, dim, dtype=dtype, device=device) for dim in (key_dim, value_dim))
+    return LocalAttentionState(k, v, torch.zeros(batch, dtype=torch.int32, device=device))
+
+
+@overload
+def local_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, kind: str = "softmax", causal: bool = True, scale: float | None = None,
+    bias: Tensor | None = None, positions: Tensor | None = None, initial_state: LocalAttentionState | None = None,
+    return_state: Literal[False] = False, chunk: int = 64,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def local_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, kind: str = "softmax", causal: bool = True, scale: float | None = None,
+    bias: Tensor | None = None, positions: Tensor | None = None, initial_state: LocalAttentionState | None = None,
+    return_state: Literal[True], chunk: int = 64,
+) -> tuple[Tensor, LocalAttentionState]: ...  # fmt: skip
+
+
+def local_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int,
+    kind: str = "softmax",
+    causal: bool = True,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    initial_state: LocalAttentionState | None = None,
+    return_state: bool = False,
+    chunk: int = 64,
+) -> Tensor | tuple[Tensor, LocalAttentionState]:
+    """Attention within a sliding window: i sees j from i - w to i (causal) or to i + w::
+
+        o_i = sum_j softmax_j(s_ij) v_j        or        sum_j relu(s_ij)^2 v_j        s_ij = scale q_i k_j + bias_{j-i}
+
+    Differentiable once, in q, k, v, bias and the state.
+
+    Parameters
+    ----------
+    q, k : [B, T, H, D]; v : [B, T, H, E], one floating dtype; any T >= 1 and any strides.
+    window : w, positions seen on each side: w + 1 keys when causal, 2 w + 1 otherwise.
+    kind : "softmax", or "relu2", which is not normalised.
+    causal : position i sees none after itself.
+    scale : by default D^-1/2 for softmax, 1 / w for relu2 (1 / 2w when not causal), before the square.
+    bias : [H, w+1], or [H, 2w+1] when not causal; entry w + j - i is added to s_ij.  Kept in float32 (float64 beside float64).
+    positions : int32 or int64 [B, T]; q and k are turned by them (rotary, interleaved pairs, base 10^4).  D must be even.
+    initial_state : the past that comes before position 0; causal only.
+    return_state : also return the state after position T - 1; causal only.
+    chunk : queries of one tile, a choice of speed only.
+
+    Returns
+    -------
+    o [B, T, H, E] in the dtype of q; with `return_state` the pair (o, state).
+
+    Raises
+    ------
+    ArgumentError
+        When an argument does not fit; names it and says what to do.
+
+    Notes
+    -----
+    Ren et al., "Sparse Modular Activation for Efficient Sequence Modeling" (SeqBoat), 2023.  Windows are predicates, not additive
+    masks.  A NaN or infinity in k or v may spoil rows of its tile that do not see it.
+    """
+    config = Config(window, kind, causal, scale, bias is not None, initial_state is not None, return_state, chunk)
+    if positions is not None:
+        q, k = (_turned(name, x, positions) for name, x in (("q", q), ("k", k)))
+    tensors: dict[str, Any] = {"q": q, "k": k, "v": v}
+    if bias is not None:
+        name = NAMES.get(q.dtype, "") if isinstance(q, Tensor) else ""
+        wide = isinstance(bias, Tensor) and bias.is_floating_point() and name in ACC
+        tensors["bias"] = bias.to(DTYPES[ACC[name]]) if wide else bias
+    if initial_state is not None:
+        tensors |= _fields("initial_state", initial_state)
+    o, *state = _call(config, tensors)
+    return (o, LocalAttentionState(*state)) if return_state else o
+
+
+def local_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: LocalAttentionState,
+    *,
+    kind: str = "softmax",
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> tuple[Tensor, LocalAttentionState]:
+    """One decoding step: the next row of causal `local_attention`, and the state after it.
+
+    Parameters
+    ----------
+    q, k : [B, H, D]; v : [B, H, E], one floating dtype.
+    state : from `local_attention_init_state`, an earlier step, or ``local_attention(..., return_state=True)``; tells the window.
+    kind, scale, bias : as in the parallel form.
+    positions : [B], that of this token.
+
+    Returns
+    -------
+    o [B, H, E] in the dtype of q, and the new state; `state` itself is left as it was.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor) or x.dim() != 3:
+            what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+            raise ArgumentError(f"{name} has {what}, must be a tensor [B, H, D], one position; for more call local_attention")
+    window = _fields("state", state)["k_past"].shape[1]
+    row = lambda x: x.unsqueeze(1)
+    at = row(positions) if isinstance(positions, Tensor) else positions
+    o, after = local_attention(
+        row(q), row(k), row(v), window=window, kind=kind, scale=scale, bias=bias, positions=at,
+        initial_state=state, return_state=True, chunk=STEP_CHUNK,
+    )  # fmt: skip
+    return o.squeeze(1), after
+
+
+def _turned(name: str, x: Any, positions: Any) -> Any:
+    """`x` with rotary positions, where both have the right form."""
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        return x  # the check of arguments will say so
+    if not isinstance(positions, Tensor) or positions.dtype not in (torch.int32, torch.int64) or positions.shape != x.shape[:2]:
+        what = f"{positions.dtype} {list(positions.shape)}" if isinstance(positions, Tensor) else type(positions).__name__
+        raise ArgumentError(f"positions is {what}, must be int32 or int64 [B, T] = {list(x.shape[:2])}")
+    if x.shape[3] % 2:
+        raise ArgumentError(f"{name} has D = {x.shape[3]}, must be even with positions: pairs are turned; pad {name} with zeros")
+    return rotary(x, positions)
+
+
+def _fields(name: str, state: Any) -> dict[str, Tensor]:
+    """The tensors of a state by argument name."""
+    if not isinstance(state, tuple) or len(state) != 3 or not isinstance(state[0], Tensor) or state[0].dim() != 4:
+        raise ArgumentError(
+            f"{name} is a {type(state).__name__}, must be a LocalAttentionState (k [B, w, H, D], v, count); make one with "
+            "local_attention_init_state"
+        )
+    return dict(zip(("k_past", "v_past", "count"), state, strict=True))
