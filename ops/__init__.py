@@ -25,6 +25,12 @@ from tilegen.ops.linear_attention.op import (
     linear_attention_init_state,
     linear_attention_step,
 )
+from tilegen.ops.local_attention.op import (
+    LocalAttentionState,
+    local_attention,
+    local_attention_init_state,
+    local_attention_step,
+)
 from tilegen.ops.short_long_conv.op import merge_branches, short_long_conv, two_sided_kernel
 from tilegen.ops.short_long_conv.step import ShortLongConvState, short_long_conv_init_state, short_long_conv_step
 
@@ -32,6 +38,7 @@ __all__ = [
     "ElementwiseAttentionState",
     "FastMultipoleAttentionState",
     "LinearAttentionState",
+    "LocalAttentionState",
     "ShortLongConvState",
     "elementwise_attention",
     "elementwise_attention_init_state",
@@ -46,6 +53,9 @@ __all__ = [
     "linear_attention",
     "linear_attention_init_state",
     "linear_attention_step",
+    "local_attention",
+    "local_attention_init_state",
+    "local_attention_step",
     "merge_branches",
     "short_long_conv",
     "short_long_conv_init_state",
