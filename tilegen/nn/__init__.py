@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tilegen.nn.chela import Chela, ChelaState
 from tilegen.nn.elementwise_attention import ElementwiseAttention
 from tilegen.nn.fast_multipole_attention import FastMultipoleAttention
 
-__all__ = ["ElementwiseAttention", "FastMultipoleAttention"]
+__all__ = ["Chela", "ChelaState", "ElementwiseAttention", "FastMultipoleAttention"]
