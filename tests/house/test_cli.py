@@ -67,6 +67,40 @@ def test_list_knows_every_operator():
     assert OP in run("list")
 
 
+@pytest.fixture
+def windowed(monkeypatch):
+    """A mechanism whose config has an option without a default."""
+    import dataclasses
+
+    from tilegen import mechanisms
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        window: int
+        order: int = 2
+
+    specs = {"inputs": lambda config: (), "outputs": lambda config: ()}
+    found = dataclasses.replace(mechanisms.get(OP), name="windowed", config=Config, **specs)
+    monkeypatch.setitem(mechanisms._REGISTRY, "windowed", found)
+    return found
+
+
+def test_an_option_without_a_default_must_be_given(windowed):
+    assert "windowed has no default for window; give it, for instance --set window=128" in run("show", "windowed", code=1)
+
+
+def test_an_option_without_a_default_is_listed_as_required(windowed):
+    row = next(row for row in json.loads(run("list", "--json")) if row["name"] == "windowed")
+    assert row["options"] == {"window": "required", "order": 2}
+
+
+def test_settings_for_all_operators_reach_those_that_have_them(windowed):
+    from tilegen.cli.instance import typical
+
+    assert typical(windowed) == ["window=128"]
+    assert typical(windowed, ["window=7", "C=8", "heads=3"]) == ["window=7", "C=8"]
+
+
 @pytest.mark.parametrize(
     ("stage", "said"),
     [

@@ -19,6 +19,9 @@ Set = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="Dtype of the arguments: float32, float64, bfloat16 or float16.")]
 
+TYPICAL = 128
+"""An option without a default is a size, such as a window."""
+
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -27,7 +30,23 @@ def instance(op: str, settings: list[str] | None = None, dtype: str = "float32")
     check_dtype(dtype)
     found = mechanisms.get(op)
     options, static = split(found, settings or [])
+    lacking = [name for name in required(found) if name not in options]
+    if lacking:
+        raise ArgumentError(f"{op} has no default for {', '.join(lacking)}; give it, for instance --set {lacking[0]}={TYPICAL}")
     return Instance(found, found.config(**options), static, dtype)
+
+
+def required(found: Mechanism) -> list[str]:
+    """The options that have no default."""
+    lacks = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(found.config) if f.default is lacks and f.default_factory is lacks]
+
+
+def typical(found: Mechanism, settings: list[str] | None = None) -> list[str]:
+    """Those of `settings` that an operator has, and some for what has no default: where all operators are meant at once."""
+    names = {f.name for f in dataclasses.fields(found.config)} | set(found.static)
+    own = {name: setting for setting in settings or [] if (name := setting.partition("=")[0]) in names}
+    return list({**{name: f"{name}={TYPICAL}" for name in required(found)}, **own}.values())
 
 
 def check_dtype(dtype: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tilegen.cli import console
+from tilegen.cli.instance import instance, required, typical
 
 
 def command(json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
@@ -29,17 +31,16 @@ def command(json: Annotated[bool, typer.Option("--json", help="Print one JSON do
 
 def describe(name: str) -> dict[str, Any]:
     """One operator as JSON-able data."""
-    import dataclasses
-
     from tilegen import mechanisms
 
     found = mechanisms.get(name)
-    config = found.config()
+    config = instance(name, typical(found)).config
+    options = {k: "required" if k in required(found) else v for k, v in dataclasses.asdict(config).items()}
     return {
         "name": name,
         "inputs": [_text(spec) for spec in found.inputs(config)],
         "outputs": [_text(spec) for spec in found.outputs(config)],
-        "options": dataclasses.asdict(config),
+        "options": options,
         "symbolic": list(found.symbolic),
         "static": list(found.static),
         "records": records(name),

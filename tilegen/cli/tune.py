@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tilegen.cli import console
-from tilegen.cli.instance import Dtype, Set, instance, sizes
+from tilegen.cli.instance import Dtype, Set, instance, sizes, typical
 from tilegen.errors import ArgumentError
 
 
@@ -45,7 +45,10 @@ def command(
         raise ArgumentError(
             "OP is missing, name operators or say --all" if not op else "OP and --all were both given, choose one"
         )
-    instances = [instance(name, set_, dtype) for name in (mechanisms.names() if all_ else op or [])]
+    if all_:
+        instances = [instance(name, typical(mechanisms.get(name), set_), dtype) for name in mechanisms.names()]
+    else:
+        instances = [instance(name, set_, dtype) for name in op or []]
     symbolic = tuple(dict.fromkeys(name for found in instances for name in found.mechanism.symbolic))
     report = tune.tune(
         instances,
