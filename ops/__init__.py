@@ -5,6 +5,13 @@ The functions here are differentiable PyTorch operators; a folder's own name giv
 
 from __future__ import annotations
 
+from tilegen.ops.bounded_memory_attention import control
+from tilegen.ops.bounded_memory_attention.op import (
+    BoundedMemoryState,
+    bounded_memory_attention,
+    bounded_memory_attention_init_state,
+    bounded_memory_attention_step,
+)
 from tilegen.ops.elementwise_attention.op import (
     ElementwiseAttentionState,
     elementwise_attention,
@@ -35,11 +42,16 @@ from tilegen.ops.short_long_conv.op import merge_branches, short_long_conv, two_
 from tilegen.ops.short_long_conv.step import ShortLongConvState, short_long_conv_init_state, short_long_conv_step
 
 __all__ = [
+    "BoundedMemoryState",
     "ElementwiseAttentionState",
     "FastMultipoleAttentionState",
     "LinearAttentionState",
     "LocalAttentionState",
     "ShortLongConvState",
+    "bounded_memory_attention",
+    "bounded_memory_attention_init_state",
+    "bounded_memory_attention_step",
+    "control",
     "elementwise_attention",
     "elementwise_attention_init_state",
     "elementwise_attention_step",
