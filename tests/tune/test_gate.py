@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tilegen.tune.case import ALIGNMENT, GUARD, Argument, Buffer, Case, normal_inputs, traffic
-from tilegen.tune.gate import Limit, complaint, dtype_of, epsilon, limit_for
+from tilegen.tune.gate import Limit, complaint, dtype_of, epsilon, limit_around, limit_for
 
 REFERENCE = np.array([1.0, -2.0, 4.0])
 
@@ -37,6 +37,12 @@ def test_what_is_not_finite_must_be_so_in_the_reference(bad: float) -> None:
     assert complaint("y", broken, broken, limit) is None
     if np.isinf(bad):
         assert complaint("y", broken, np.array([1.0, -bad, 4.0]), limit) is not None
+
+
+@pytest.mark.parametrize(("dtype", "units"), [("float32", 16), ("bfloat16", 2)])
+def test_without_a_float64_reference_a_few_units_of_the_scale_are_allowed(dtype: str, units: int) -> None:
+    plain = REFERENCE.astype(dtype_of(dtype))
+    assert limit_around(plain, dtype).peak == units * epsilon(dtype) * 4
 
 
 def test_integers_must_agree_exactly() -> None:

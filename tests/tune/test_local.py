@@ -103,6 +103,14 @@ def test_a_reference_of_another_shape_is_named(workshop: Workshop) -> None:
         LocalEvaluator(broken, space, workshop)
 
 
+@pytest.mark.parametrize(("behaviour", "kind"), [("ok", "ok"), ("wrong", "wrong"), ("ragged", "wrong")])
+def test_without_a_reference_the_unscheduled_kernel_is_it(workshop: Workshop, behaviour: str, kind: str) -> None:
+    t = task(rule=behave, build="tune_calls:build_c", reference=None)
+    evaluator = LocalEvaluator(t, Space(t.mod, t.rule), workshop)
+    ((_, outcome),) = evaluator.evaluate([Candidate((KINDS.index(behaviour),))], time.monotonic() + 60)
+    assert outcome.kind == kind
+
+
 def test_a_kernel_that_fails_unscheduled_is_an_error(workshop: Workshop) -> None:
     with pytest.raises(BuildError, match="outputs failed in a measuring process"):
         workshop.call(workshop.backend.outputs, library="/nowhere.so", symbol="main", case="/nowhere", into="/")

@@ -59,6 +59,18 @@ def limit_for(plain: Array, reference: Array, dtype: str) -> Limit:
     return Limit(peak, norm)
 
 
+def limit_around(plain: Array, dtype: str) -> Limit:
+    """The limit when the unscheduled kernel itself is the reference: a few units in the last place of the output's scale.
+
+    Two in half precision, where one rounding at the end may fall the other way; 16 where sums of many terms are kept.
+    """
+    units = 2 if dtype in ("bfloat16", "float16") else 16
+    values = plain.astype(np.float64)
+    scale = np.where(np.isfinite(values), np.abs(values), 0.0)
+    ulps = units * epsilon(dtype)
+    return Limit(ulps * float(scale.max(initial=0.0)), ulps * float(np.linalg.norm(scale.ravel())))
+
+
 def complaint(name: str, output: Array, reference: Array, limit: Limit) -> str | None:
     """What is wrong with an output, in one line, or None."""
     error = finite_difference(output, reference)

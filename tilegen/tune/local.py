@@ -24,9 +24,9 @@ import tvm
 
 from tilegen.build.host import cores
 from tilegen.errors import BuildError, ScheduleError
-from tilegen.tune.case import Case
+from tilegen.tune.case import Argument, Case
 from tilegen.tune.engine import Candidate
-from tilegen.tune.gate import dtype_of, limit_for
+from tilegen.tune.gate import Array, dtype_of, limit_around, limit_for
 from tilegen.tune.journal import OK, Outcome
 from tilegen.tune.pool import Job, Pool, Reply
 from tilegen.tune.space import Decisions, Space
@@ -115,30 +115,37 @@ class Workshop:
 
 
 def make_case(task: Task, sizes: dict[str, int], seed: int, folder: Path, workshop: Workshop) -> Case:
-    """Inputs, float64 references and limits of a task at `sizes`, saved in `folder`.
+    """Inputs, references and limits of a task at `sizes`, saved in `folder`.
 
     The limits come from running the unscheduled kernel, in a measuring process like any other.
     """
     arguments = task.arguments(sizes)
+    outputs = [a for a in arguments if a.output]
     inputs = task.inputs(arguments, sizes, seed)
-    expected = task.reference(inputs)
-    references = {a.name: np.asarray(expected[a.name], np.float64) for a in arguments if a.output}
-    for a in arguments:
-        if a.output and references[a.name].shape != a.shape:
-            raise ScheduleError(
-                f"the reference of {task.name} gives {a.name} the shape {list(references[a.name].shape)}, must be {list(a.shape)}"
-            )
-    case = Case(arguments, inputs, references, {})
-    case.save(folder / "unlimited")
+    Case(arguments, inputs, {}, {}).save(folder / "unlimited")
+    plain = run_unscheduled(task, folder, workshop, outputs)
+    if task.reference is None:
+        references = {a.name: plain[a.name].astype(np.float64) for a in outputs}
+        limits = {a.name: limit_around(plain[a.name], a.dtype) for a in outputs}
+    else:
+        expected = task.reference(inputs)
+        references = {a.name: np.asarray(expected[a.name], np.float64) for a in outputs}
+        for a in outputs:
+            if references[a.name].shape != a.shape:
+                shape = list(references[a.name].shape)
+                raise ScheduleError(f"the reference of {task.name} gives {a.name} the shape {shape}, must be {list(a.shape)}")
+        limits = {a.name: limit_for(plain[a.name], references[a.name], a.dtype) for a in outputs}
+    case = Case(arguments, inputs, references, limits)
+    case.save(folder / "case")
+    return case
+
+
+def run_unscheduled(task: Task, folder: Path, workshop: Workshop, outputs: Sequence[Argument]) -> dict[str, Array]:
+    """The outputs of the unscheduled kernel on the inputs in ``folder / "unlimited"``."""
     library = folder / "plain.so"
     compile_to(task.unscheduled, workshop.target, library)
     workshop.call(workshop.backend.outputs, library=str(library), symbol=SYMBOL, case=str(folder / "unlimited"), into=str(folder))
-    for a in arguments:
-        if a.output:
-            plain = np.fromfile(folder / f"{a.name}.plain", dtype_of(a.dtype)).reshape(a.shape)
-            case.limits[a.name] = limit_for(plain, references[a.name], a.dtype)
-    case.save(folder / "case")
-    return case
+    return {a.name: np.fromfile(folder / f"{a.name}.plain", dtype_of(a.dtype)).reshape(a.shape) for a in outputs}
 
 
 class LocalEvaluator:

@@ -21,9 +21,9 @@ from tvm.target import Target
 
 from tilegen.build.scheduled import MATH, record_key
 from tilegen.build.target import BuildTarget
-from tilegen.errors import ScheduleError
 from tilegen.mechanisms import Instance
 from tilegen.plan.plan import FunctionPlan, Plan, plan
+from tilegen.runtime.tensors import library_of
 from tilegen.schedules.registry import rule_for
 from tilegen.schedules.rule import Sampled, View
 from tilegen.tune.case import Argument, Buffer, normal_inputs
@@ -64,7 +64,7 @@ def tasks(instance: Instance, target: BuildTarget, sizes: Mapping[str, int] | No
                     mod=specialise(symbolic, chosen),
                     symbolic=symbolic,
                     rule=apply,
-                    reference=functools.partial(exact.kernel, name, position),
+                    reference=functools.partial(exact.kernel, name, position) if exact.float64 else None,
                     sizes=chosen,
                     ragged=ragged,
                     inputs=functools.partial(exact.inputs, name),
@@ -93,10 +93,15 @@ def _module(function: Any) -> tvm.IRModule:
 
 
 class Exact:
-    """The plan of an instance in float64, unscheduled, and the values it computes."""
+    """The plan of an instance in float64, unscheduled, and the values it computes.
+
+    In half precision the roundings between stages can cut a function into other kernels than in float64.  Then there is no
+    float64 twin (`float64` is False), and the values are those of the plan itself, unscheduled.
+    """
 
     def __init__(self, planned: Plan) -> None:
-        self.planned, self.functions = planned, twin(planned)
+        found = twin(planned)
+        self.planned, self.functions, self.float64 = planned, found or planned.functions, found is not None
         self._compiled: dict[tuple[str, int | None], Any] = {}
         self._values: dict[tuple[Any, ...], dict[str, Array]] = {}
 
@@ -136,7 +141,7 @@ class Exact:
                 buffer.poison(0)
             else:
                 buffer.array[...] = inputs[name]
-        compiled(*(b.array for b in buffers.values()))
+        compiled(*(library_of([b.array]).passed(b.array) for b in buffers.values()))  # type: ignore[union-attr]
         return {name: buffer.array for name, buffer in buffers.items() if buffer.argument.output}
 
 
@@ -152,25 +157,16 @@ def _sizes(mod: tvm.IRModule, inputs: Mapping[str, Array]) -> dict[str, int]:
     return found
 
 
-def twin(planned: Plan) -> dict[str, FunctionPlan]:
-    """The functions of a plan in float64, kernel for kernel.
-
-    Raises
-    ------
-    ScheduleError
-        When the float64 plan has other kernels or arguments.
-    """
+def twin(planned: Plan) -> dict[str, FunctionPlan] | None:
+    """The functions of a plan in float64, kernel for kernel; None when they are cut otherwise in float64."""
     instance = planned.instance
     if instance.dtype == "float64":
         return planned.functions
     other = plan(dataclasses.replace(instance, dtype="float64"))
     for name, function in planned.functions.items():
-        mine, theirs = outline(function), outline(other.functions[name])
-        if mine != theirs or not mine[1]:
-            raise ScheduleError(
-                f"the {name} of {instance.mechanism.name} is planned otherwise in float64, so that its kernels have no exact "
-                "reference; tune this instance with dtype float64, or report the instance"
-            )
+        mine = outline(function)
+        if mine != outline(other.functions[name]) or not mine[1]:
+            return None
     return other.functions
 
 

@@ -25,7 +25,8 @@ class Task:
     symbolic : the same with symbolic sizes, which is what users run: candidates are built from it, timed at `sizes` and
         checked at `ragged` too.  None when the kernel has no symbolic size.
     rule : the schedule rule, see `tilegen.tune.space`.
-    reference : float64 outputs by name from inputs by name (in their own dtype).
+    reference : float64 outputs by name from inputs by name (in their own dtype); None when there is no such thing: the
+        unscheduled kernel is the reference then.
     sizes, ragged : values of the symbolic sizes by name.
     inputs : makes the inputs from the arguments, the sizes and a seed; standard normal numbers unless given.
     plain : the same formula as `symbolic` without approximations, which is what the gates allow a multiple of the error of;
@@ -38,7 +39,7 @@ class Task:
     mod: Any
     symbolic: Any | None
     rule: Callable[[Any], None]
-    reference: Reference
+    reference: Reference | None
     sizes: dict[str, int]
     ragged: dict[str, int]
     inputs: Inputs = normal_inputs
