@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tilegen.nn.abc_attention import ABCAttention, ABCAttentionState
 from tilegen.nn.chela import Chela, ChelaState
 from tilegen.nn.elementwise_attention import ElementwiseAttention
 from tilegen.nn.fast_multipole_attention import FastMultipoleAttention
 
-__all__ = ["Chela", "ChelaState", "ElementwiseAttention", "FastMultipoleAttention"]
+__all__ = ["ABCAttention", "ABCAttentionState", "Chela", "ChelaState", "ElementwiseAttention", "FastMultipoleAttention"]
