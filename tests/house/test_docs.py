@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     exported = CliRunner().invoke(app, ["export", "elementwise_attention", "-s", "C=8", "-o", "ea.tilegen"])
     assert exported.exit_code == 0, exported.output
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    scope: dict[str, object] = {}
-    for block in blocks:
-        exec(block.replace("512", "8").replace("1000", "10"), scope)
-    assert tuple(scope["y"].shape) == (4, 10, 8)
+    script = "\n".join(blocks).replace("512", "8").replace("1000", "10")
+    (tmp_path / "readme.py").write_text(f"{script}\nassert y.shape == (4, 10, 8)\n", encoding="utf-8")
+    child = subprocess.run([sys.executable, "readme.py"], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
