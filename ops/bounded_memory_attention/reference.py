@@ -88,3 +88,53 @@ def share(term: Tensor, z: Tensor) -> Tensor:
     """exp(term - z), 0 where z is -inf."""
     empty = z == -math.inf
     return torch.exp(term.masked_fill(empty, 0) - z.masked_fill(empty, 0)).masked_fill(empty, 0)
+
+
+def chunked(config: Any, q: Tensor, k: Tensor, v: Tensor, s: Tensor, chunk: int = 32) -> tuple[Tensor, ...]:
+    """Without states and for finite s, as PyTorch runs it fastest: batched products, no loop over chunks.
+
+    The slots before chunk c are a product with the decays between all pairs of chunks, T^2 / chunk^2 numbers a slot.
+    """
+    time = q.shape[1]
+    if not config.causal:
+        w = s if config.normalizer == "none" else s.softmax(1)
+        K, V = torch.einsum("bthn,bthd->bhnd", w, k), torch.einsum("bthn,bthe->bhne", w, v)
+        return (torch.einsum("bthn,bhne->bthe", _softmax(config, q, torch.einsum("bthd,bhnd->bthn", q, K)), V),)
+    padding = 0.0 if config.normalizer == "none" else -math.inf
+    Q, K, V, S = (_tiles(_padded(x, chunk, value), chunk) for x, value in ((q, 0.0), (k, 0.0), (v, 0.0), (s, padding)))
+    below = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
+    A = Q @ K.transpose(-1, -2)
+    z = None if config.normalizer == "none" else _tiles(_padded(s, chunk, -math.inf).logcumsumexp(1), chunk)
+    if config.normalizer == "running":
+        end = z[:, :, :, -1]
+        before = torch.cat([torch.full_like(end[:, :1], -math.inf), end[:, :-1]], 1)
+        E = (S.unsqueeze(3) - z.unsqueeze(4)).masked_fill(~below.unsqueeze(-1), -math.inf).exp()  # [B, nc, H, i, j, N]
+        w, r = (S - end.unsqueeze(3)).exp(), (before.unsqueeze(3) - z).exp()
+        n = q.new_ones(end.shape[1], end.shape[1], dtype=torch.bool).tril(-1)[None, :, :, None, None]
+        G = (end[:, None] - end.roll(1, 1)[:, :, None]).masked_fill(~n, -math.inf).exp()  # [B, c, c', H, N]
+        past = lambda X: torch.einsum("bcxhn,bxhnd->bchnd", G, w.transpose(-1, -2) @ X)
+        inside = torch.einsum("bchij,bchijn->bchin", A, E)
+        gather = lambda U: torch.einsum("bchin,bchijn->bchij", U, E)
+    else:
+        w = S if z is None else (S - z).exp()
+        r = torch.ones_like(w)
+        past = lambda X: (w.transpose(-1, -2) @ X).cumsum(1) - w.transpose(-1, -2) @ X
+        inside = (A * below) @ w
+        gather = lambda U: (U @ w.transpose(-1, -2)) * below
+    p = _softmax(config, q, inside + r * (Q @ past(K).transpose(-1, -2)))
+    O = gather(p) @ V + (p * r) @ past(V)
+    return (O.transpose(2, 3).flatten(1, 2)[:, :time],)
+
+
+def _padded(x: Tensor, chunk: int, value: float) -> Tensor:
+    """[B, T, H, X] with T rounded up to whole chunks."""
+    return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk), value=value)
+
+
+def _tiles(x: Tensor, chunk: int) -> Tensor:
+    """[B, nc C, H, X] as [B, nc, H, C, X]."""
+    return x.unflatten(1, (-1, chunk)).transpose(2, 3)
+
+
+def _softmax(config: Any, q: Tensor, logits: Tensor) -> Tensor:
+    return (logits * (q.shape[-1] ** -0.5 if config.scale is None else config.scale)).softmax(-1)
