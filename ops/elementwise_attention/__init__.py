@@ -44,7 +44,7 @@ class Config:
         for name in ("causal", "stabilise", "initial_state", "return_state", "exact"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
-        if isinstance(c2, bool) or not isinstance(c2, (int, float)) or not math.isfinite(c2) or c2 <= 0:
+        if isinstance(c2, bool) or not isinstance(c2, (int, float)) or not 0 < c2 < math.inf:
             raise ArgumentError(f"c2 is {c2!r}, must be a finite number above 0; 2.0 is the plain squared distance")
         if (self.initial_state or self.return_state) and (self.exact or not self.causal):
             given = "initial_state" if self.initial_state else "return_state"

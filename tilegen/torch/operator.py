@@ -8,7 +8,7 @@ opaque operators.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from tilegen.errors import ArgumentError, AutodiffError
 from tilegen.mechanisms import Instance, Mechanism
 from tilegen.torch.loaded import Loaded, loaded, loaded_by_key
-from tilegen.torch.signature import NAMES, Signature, decode
+from tilegen.torch.signature import NAMES, Signature, decode, encode
 
 LIBRARY = torch.library.Library("tilegen", "DEF")
 TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -55,10 +55,17 @@ class Operator:
         ArgumentError
             When an argument does not fit its spec.
         """
+        if torch.compiler.is_compiling():
+            return self._traced(encode(config), tensors)
         signature = self.signature(config)
-        inputs = _autocast(signature, signature.gather(tensors))
+        inputs = _autocast(signature.dtypes, signature.gather(tensors))
         signature.check(inputs)
         return tuple(self.forward(inputs, signature.text)[: len(signature.outputs)])
+
+    def _traced(self, config: str, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The call in terms that torch.compile can follow; the fake kernel checks the arguments."""
+        names, dtypes, outputs = _constants(self.mechanism.name, config)
+        return tuple(self.forward(_autocast(dtypes, [tensors[name] for name in names]), config)[:outputs])
 
     def signature(self, config: Any) -> Signature:
         """The signature of a config, given as the dataclass or as its JSON text."""
@@ -86,6 +93,7 @@ class Operator:
         return self.loaded(config, inputs).forward.run(inputs)
 
     def _fake_forward(self, inputs: list[torch.Tensor], config: str) -> list[torch.Tensor]:
+        self.signature(config).check(inputs)
         return self.loaded(config, inputs).forward.fake(inputs)
 
     def _differentiable_forward(self, inputs: list[torch.Tensor], config: str) -> list[torch.Tensor]:
@@ -101,6 +109,16 @@ class Operator:
         with torch._C._AutoDispatchBelowAutograd():
             results: list[torch.Tensor] = self.backward(tensors, instance)
         return results
+
+
+def _constants(name: str, config: str) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """Names and dtypes of the inputs, and the number of outputs."""
+    signature = _operators[name].signature(config)
+    return signature.names, signature.dtypes, len(signature.outputs)
+
+
+# What torch.compiler.assume_constant_result sets; calling that would import the whole of torch._dynamo with this package.
+_constants._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _run_backward(tensors: list[torch.Tensor], instance: str) -> list[torch.Tensor]:
@@ -161,18 +179,17 @@ def _or_zeros(grad: torch.Tensor | None, shape: torch.Size, dtype: torch.dtype, 
     return torch.zeros(shape, dtype=dtype, device=device) if grad is None else grad
 
 
-def _autocast(signature: Signature, inputs: list[Any]) -> list[Any]:
+def _autocast(dtypes: Sequence[str], inputs: list[Any]) -> list[Any]:
     """The arguments in the dtypes that autocast asks for; float64 is left alone, as torch does."""
-    first = inputs[signature.io_at]
+    first = inputs[dtypes.index("io")]
     if not isinstance(first, torch.Tensor) or not torch.is_autocast_enabled(first.device.type):
         return inputs
-    io = torch.get_autocast_dtype(first.device.type)
-    wanted = {"io": io, "acc": torch.float32}
+    wanted = {"io": torch.get_autocast_dtype(first.device.type), "acc": torch.float32}
     return [
-        x.to(wanted[spec.dtype])
-        if spec.dtype in wanted and isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype is not torch.float64
+        x.to(wanted[dtype])
+        if dtype in wanted and isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype is not torch.float64
         else x
-        for spec, x in zip(signature.inputs, inputs, strict=True)
+        for dtype, x in zip(dtypes, inputs, strict=True)
     ]
 
 

@@ -34,6 +34,7 @@ class Signature:
         self.mechanism, self.config, self.text = mechanism, config, encode(config)
         self.inputs, self.outputs = mechanism.inputs(config), mechanism.outputs(config)
         self.names = tuple(spec.name for spec in self.inputs)
+        self.dtypes = tuple(spec.dtype for spec in self.inputs)
         self.options = {k: v for k, v in dataclasses.asdict(config).items() if type(v) is int}
         shapes = [spec.shape for spec in self.inputs]
         places = first_uses(shapes, (*mechanism.symbolic, *mechanism.static))
@@ -89,13 +90,22 @@ class Signature:
 
 
 def encode(config: Any) -> str:
-    """The config as canonical JSON text."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True, separators=(",", ":"))
+    """The config as canonical JSON text, by code that torch.compile can trace."""
+    return "{" + ",".join([f'"{name}":{_json(getattr(config, name))}' for name in sorted(config.__dataclass_fields__)]) + "}"
 
 
 def decode(mechanism: Mechanism, config: str) -> Any:
     """The config that `encode` wrote."""
     return mechanism.config(**json.loads(config))
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, (bool, type(None))):
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, (tuple, list)):
+        return "[" + ",".join([_json(item) for item in value]) + "]"
+    # A number may be symbolic while torch.compile traces; as the key of a dict it becomes a constant, with a guard.
+    return f'"{value}"' if isinstance(value, str) else repr(next(iter({value: None})))
 
 
 def _check_alone(spec: ArgSpec, x: Any) -> None:
