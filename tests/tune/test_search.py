@@ -11,9 +11,10 @@ import pytest
 import tune_kernels as kernels
 
 from tilegen.errors import ScheduleError
+from tilegen.tune.evolve import evolve, step
 from tilegen.tune.journal import Outcome, Trial
 from tilegen.tune.search import MetaScheduleProposer, spearman
-from tilegen.tune.space import Space, decisions_of, mutate, replay, step, trace_json
+from tilegen.tune.space import Space, decisions_of, mutate, replay, trace_json
 
 # isort: split
 import tvm_ffi
@@ -150,6 +151,47 @@ def test_a_rule_may_look_at_what_it_sampled() -> None:
     assert extents == [16, 32, 64]
     found = drain(MetaScheduleProposer(space, TARGET), space)
     assert len(found) == 3
+
+
+def unsteady(sch: Any) -> None:
+    """Four decisions of six.  A tile of one leaves the copy of K a loop less, so that a trace fits some tiles only."""
+    tile, *others = (kernels.pick(sch, [1, 2, 4, 8, 16, 32]) for _ in range(4))
+    block = sch.get_sblock("upd")
+    b, c, t = sch.get_loops(block)
+    outer, inner = sch.split(c, [None, tile])
+    sch.reorder(b, outer, t, inner)
+    copy = sch.cache_read(block, 0, "global")
+    sch.compute_at(copy, t)
+    last = sch.get_loops(copy)[-1]
+    for number, value in enumerate(others):
+        sch.annotate(last, f"test_{number}", value)
+
+
+def test_a_rule_whose_traces_do_not_replay_is_searched_all_the_same() -> None:
+    space, target = Space(kernels.module(32, 64), unsteady), (3, 2, 4, 1)
+    search, count = MetaScheduleProposer(space, TARGET, batch=12, seed=1), 0
+    while count < 240:
+        batch = search.propose(12)
+        count += len(batch)
+        if any(c.decisions == target for c in batch):
+            break
+        far = [sum(abs(a - b) for a, b in zip(c.decisions, target, strict=True)) for c in batch]
+        search.learn([(c, Outcome("ok", 1e-3 * (1 + f))) for c, f in zip(batch, far, strict=True)])
+    assert not search._replays, "the rule was meant to break MetaSchedule's own evolution"
+    assert count < 240, f"chance needs {space.total // 2}"
+
+
+def test_evolution_of_decisions_climbs_a_known_score() -> None:
+    target, sizes = (3, 1, 4, 1, 5, 2, 6, 5), (8,) * 8
+    score = lambda points: [-sum(abs(a - b) for a, b in zip(p, target, strict=True)) for p in points]
+    measured = {(0,) * 8: 1.0}
+    for _ in range(20):
+        batch = evolve(sizes, measured, measured, score, random.Random(len(measured)), 8)
+        assert batch
+        assert not set(batch) & set(measured)
+        measured |= {p: float(-s) for p, s in zip(batch, score(batch), strict=True)}
+    assert target in measured
+    assert evolve((1, 1), {}, (), score, random.Random(0), 4) == [], "nothing to decide"
 
 
 def wavers(sch: Any) -> None:

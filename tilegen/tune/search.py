@@ -28,6 +28,7 @@ from tvm.target import Target
 
 from tilegen.errors import ScheduleError
 from tilegen.tune.engine import Candidate
+from tilegen.tune.evolve import evolve
 from tilegen.tune.journal import Outcome, Trial
 
 POPULATION = 128
@@ -61,12 +62,18 @@ class DecisionFeatures(ms.feature_extractor.PyFeatureExtractor):
         return [tvm.runtime.tensor(self.row(decisions_of(c.sch.trace))) for c in candidates]
 
     def row(self, decisions: Decisions) -> Any:
+        """The features of one candidate."""
         if len(decisions) != len(self.categories):
             # MetaSchedule drops a sampled value that no primitive uses: nothing is known of this trace.
             decisions = (0,) * len(self.categories)
-        values = [float(c[d]) for c, d in zip(self.categories, decisions, strict=True)]
-        logs = [math.copysign(math.log2(1 + abs(v)), v) for v in values]
-        return np.array([[*decisions, *logs]], np.float32)
+        return feature_row(self.categories, decisions)
+
+
+def feature_row(categories: list[list[int]], decisions: Decisions) -> Any:
+    """The features of one point, [1, 2 * decisions] of float32."""
+    values = [float(c[d]) for c, d in zip(categories, decisions, strict=True)]
+    logs = [math.copysign(math.log2(1 + abs(v)), v) for v in values]
+    return np.array([[*decisions, *logs]], np.float32)
 
 
 def cost_model(kind: str, space: Space, seed: int) -> Any:
@@ -158,7 +165,9 @@ class MetaScheduleProposer:
         self._database = ms.database.MemoryDatabase()
         self._workload = self._database.commit_workload(space.mod)
         self._cost_model = cost_model(model, space, seed)
-        self._evolving = False
+        self._evolving = self._learned = False
+        self._replays = True
+        self._seconds: dict[Decisions, float] = {}
 
     def restore(self, trials: Sequence[Trial]) -> None:
         """Learn from the trials of an earlier run of this search."""
@@ -179,6 +188,8 @@ class MetaScheduleProposer:
             self._add(self._first.pop(0), found)
         if self._evolving and len(found) < count:
             self._evolve(found, count)
+        if self._learned and not self._replays and len(found) < count:
+            self._evolve_decisions(found, count)
         for point in self.space.points(self.random, self.proposed | set(self.invalid)):
             if len(found) >= count:
                 break
@@ -196,23 +207,30 @@ class MetaScheduleProposer:
             info = ArgInfo.from_prim_func(schedule.mod["main"])
             seconds = [outcome.seconds] if outcome.ok else [_FAILED]
             if outcome.ok:
+                self._seconds[candidate.decisions] = outcome.seconds
                 record = ms.database.TuningRecord(schedule.trace, self._workload, seconds, self.target, info)
                 self._database.commit_tuning_record(record)
             measured.append(MeasureCandidate(schedule, info))
             runs.append(ms.runner.RunnerResult(seconds, None if outcome.ok else outcome.kind))
         if not measured:
             return
-        if not self._evolving:
+        if not self._replays:
+            pass
+        elif not self._evolving:
             # Several traces to evolve from: they differ where the rule does other things for other decisions.
             spaces = [candidate.sch for candidate in measured]
             self._strategy.pre_tuning(_UNLIMITED, self.batch, spaces, self._database, self._cost_model)
         else:
             self._strategy.notify_runner_results(measured, runs)
         self._cost_model.update(self._context, measured, runs)
-        self._evolving = True
+        self._evolving, self._learned = self._replays, True
 
     def _evolve(self, found: list[Candidate], count: int) -> None:
-        proposals = self._strategy.generate_measure_candidates()
+        try:
+            proposals = self._strategy.generate_measure_candidates()
+        except Exception:  # a trace that does not replay ends MetaSchedule's evolution with whatever its primitive raises
+            self._replays = self._evolving = False
+            return
         if proposals is None:  # it found nothing new in several rounds; `points` knows whether anything is left
             self._evolving = False
             self._strategy.post_tuning()
@@ -221,6 +239,25 @@ class MetaScheduleProposer:
             point = decisions_of(proposal.sch.trace)
             if len(found) < count and len(point) == len(self.space.categories):
                 self._add(point, found)
+
+    def _evolve_decisions(self, found: list[Candidate], count: int) -> None:
+        """The same without traces, see `tilegen.tune.evolve`; a share of the batch is left to chance."""
+        wanted = max(1, round((1 - EXPLORE) * (count - len(found))))
+        sizes, known = [len(c) for c in self.space.categories], self.proposed | set(self.invalid)
+        for point in evolve(sizes, self._seconds, known, self._score, self.random, 2 * wanted):
+            if wanted > 0 and point not in self.proposed:
+                before = len(found)
+                self._add(point, found)
+                wanted -= len(found) - before
+
+    def _score(self, points: Sequence[Decisions]) -> Any:
+        """What the model expects of points, higher is faster; 0 before it was trained."""
+        booster = getattr(self._cost_model, "booster", None) if self.model == "xgb" else None
+        if booster is None:
+            return [0.0] * len(points)
+        import xgboost
+
+        return booster.predict(xgboost.DMatrix(np.concatenate([feature_row(self.space.categories, p) for p in points])))
 
     def _add(self, point: Decisions, found: list[Candidate]) -> None:
         """Append the candidate of `point`, unless it is known, does not apply, or makes the same code as a known one."""

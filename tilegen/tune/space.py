@@ -26,9 +26,9 @@ from tvm.s_tir import meta_schedule as ms  # noqa: E402
 from tvm.s_tir.schedule import Trace  # noqa: E402
 
 from tilegen.errors import ScheduleError  # noqa: E402
+from tilegen.tune.evolve import Decisions, step  # noqa: E402
 
 SpaceFn = Callable[[s_tir.Schedule], None]
-Decisions = tuple[int, ...]
 
 CATEGORICAL = "SampleCategorical"
 _ATTEMPTS = 64
@@ -195,14 +195,6 @@ def replay(trace: list[Any], mod: tvm.IRModule) -> s_tir.Schedule:
     except Exception as error:
         raise ScheduleError(f"the trace does not fit the kernel: {_last_line(error)}") from error
     return sch
-
-
-def step(rng: random.Random, current: int, count: int) -> int:
-    """Another category than `current`: half of the time a neighbour (categories are in order of size), else any."""
-    if rng.random() < 0.5:
-        near = [i for i in (current - 1, current + 1) if 0 <= i < count]
-        return rng.choice(near)
-    return (current + rng.randrange(1, count)) % count
 
 
 def mutate(trace: Trace, seed: int) -> Trace | None:
