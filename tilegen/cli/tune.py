@@ -66,7 +66,5 @@ def command(
     if json:
         console.print_json(report.to_json())
         return
-    # What was found for each kernel has been said on stderr when it was found.
-    said = sum(len(result.lines()) for result in report.results)
-    for line in report.lines()[said:]:
+    for line in report.lines():
         console.out().print(line, markup=False)
