@@ -15,6 +15,9 @@ from tilegen.errors import AutodiffError
 from tilegen.expression.printer import text
 from tilegen.expression.walkers import Expr, has_load, load_tensor, size_estimate, substitute
 
+LONG = 1 << 20
+"""A symbolic size for cost ratios: so long that tiles of any width are many."""
+
 
 @dataclass(frozen=True)
 class Note:
@@ -62,9 +65,9 @@ def solution(inverse: Inverse, target: list[Any], shape: list[Expr], guards: lis
 def account(op: te.ComputeOp, load: Expr, term: Term, domain: Domain, inverse: Inverse, notes: list[Note], limit: float) -> None:
     """Note what was done, and refuse an adjoint that enumerates far more points than the forward had."""
     shape = load_tensor(load).shape
-    elements = size_estimate(n for v, n in zip(term.target, shape, strict=True) if v not in term.pinned)
-    forward = size_estimate(n for _, n in domain)
-    waste = elements * size_estimate(n for _, n in inverse.free) / max(size_estimate(shape), forward)
+    elements = size_estimate((n for v, n in zip(term.target, shape, strict=True) if v not in term.pinned), LONG)
+    forward = size_estimate((n for _, n in domain), LONG)
+    waste = elements * size_estimate((n for _, n in inverse.free), LONG) / max(size_estimate(shape, LONG), forward)
     summed = tuple(f"{v.name}:{text(n)}" for v, n in term.axes)
     conditions = tuple(text(g) for g in inverse.guards if not inverse.analyzer.can_prove(g))
     notes.append(Note(op.name, text(load), summed, conditions, waste, bool(inverse.masks)))

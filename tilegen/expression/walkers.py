@@ -186,18 +186,18 @@ def topological(outputs: Iterable[te.Tensor]) -> list[te.Operation]:
     return order
 
 
-def extent_estimate(extent: Expr) -> int:
-    """An extent as a number, with `SYMBOLIC_GUESS` for every variable in it."""
+def extent_estimate(extent: Expr, size: int = SYMBOLIC_GUESS) -> int:
+    """An extent as a number, with `size` for every variable in it."""
     known = const_int(extent)
     if known is not None:
         return known
-    guess = {v: tirx.const(SYMBOLIC_GUESS, dtype_of(v)) for v in variables(extent)}
+    guess = {v: tirx.const(size, dtype_of(v)) for v in variables(extent)}
     return const_int(sym.Analyzer().simplify(substitute(extent, guess))) or 1
 
 
-def size_estimate(shape: Iterable[Expr]) -> int:
+def size_estimate(shape: Iterable[Expr], size: int = SYMBOLIC_GUESS) -> int:
     """The number of elements of a shape, as `extent_estimate` counts."""
-    return math.prod(extent_estimate(extent) for extent in shape)
+    return math.prod(extent_estimate(extent, size) for extent in shape)
 
 
 def same_shape(a: Sequence[Expr], b: Sequence[Expr]) -> bool:
