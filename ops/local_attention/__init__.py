@@ -28,6 +28,7 @@ class Config:
     scale : factor of q k; by default D^-1/2 for softmax, and 1 / w for relu2 (1 / 2w when not causal).
     bias : whether a table of biases by relative position is added to the logits.
     initial_state, return_state : continue from, and hand back, the last w keys and values; causal only.
+    lengths : whether every sequence has a length of its own, beyond which nothing is seen and results are zero.
     chunk : queries of one tile.
     """
 
@@ -38,6 +39,7 @@ class Config:
     bias: bool = False
     initial_state: bool = False
     return_state: bool = False
+    lengths: bool = False
     chunk: int = 64
 
     def __post_init__(self) -> None:
@@ -47,12 +49,14 @@ class Config:
                 raise ArgumentError(f"{name} is {value!r}, must be an integer of at least {least}")
         if self.kind not in KINDS:
             raise ArgumentError(f"kind is {self.kind!r}, must be 'softmax' or 'relu2'")
-        for name in ("causal", "bias", "initial_state", "return_state"):
+        for name in ("causal", "bias", "initial_state", "return_state", "lengths"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
         for name in ("initial_state", "return_state"):
             if getattr(self, name) and not self.causal:
                 raise ArgumentError(f"{name} is set with causal=False, which has no state of fixed size; drop one of the two")
+            if getattr(self, name) and self.lengths:
+                raise ArgumentError(f"{name} is set with lengths, after which a state would not follow; drop one of the two")
         if self.scale is not None:
             if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
                 raise ArgumentError(f"scale is {self.scale!r}, must be a finite number, or None for the usual one")
@@ -83,10 +87,12 @@ def state_specs(suffix: str = "") -> tuple[ArgSpec, ...]:
 
 
 def inputs(config: Config) -> tuple[ArgSpec, ...]:
-    """q, k, v, then the table of biases and the initial state when there are such."""
+    """q, k, v, then the table of biases, the lengths and the initial state when there are such."""
     specs = [ArgSpec("q", KEYS), ArgSpec("k", KEYS), ArgSpec("v", VALUES)]
     if config.bias:
         specs.append(ArgSpec("bias", ("H", "window+1" if config.causal else "2*window+1"), "acc"))
+    if config.lengths:
+        specs.append(ArgSpec("lengths", ("B",), "int32", differentiable=False))
     return (*specs, *(state_specs() if config.initial_state else ()))
 
 
@@ -98,7 +104,9 @@ def outputs(config: Config) -> tuple[ArgSpec, ...]:
 
 def step_config(config: Config) -> Config | None:
     """The config whose forward at T = 1 is one decoding step; the bidirectional form has none."""
-    return dataclasses.replace(config, initial_state=True, return_state=True, chunk=STEP_CHUNK) if config.causal else None
+    if not config.causal:
+        return None
+    return dataclasses.replace(config, initial_state=True, return_state=True, lengths=False, chunk=STEP_CHUNK)
 
 
 MECHANISM = register(

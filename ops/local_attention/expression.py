@@ -36,7 +36,9 @@ from tilegen.expression import (
 Tensor = te.Tensor
 
 
-def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, **past: Tensor) -> tuple[Tensor, ...]:
+def forward(
+    config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, lengths: Tensor | None = None, **past: Tensor
+) -> tuple[Tensor, ...]:
     """`q`, `k` [B, T, H, D], `v` [B, T, H, E] -> o [B, T, H, E], then the last w keys, values and their count if wanted."""
     C, w, acc = config.chunk, config.window, dims.acc
     Q = queries(config, dims, q)
@@ -57,7 +59,8 @@ def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tenso
     def sees(b: Any, c: Any, i: Any, j: Any) -> Any:
         at = c * C + j - w
         first = at >= 0 if count is None else at >= -count[b]
-        return all_of(j >= i, j <= i + w + config.ahead, at < dims.T, first)
+        near = all_of(j >= i, j <= i + w + config.ahead, at < dims.T, first)
+        return near if lengths is None else all_of(near, at < lengths[b], c * C + i < lengths[b])
 
     if config.kind == "softmax":
         m, n = reduce_axis(K.shape[3], "m"), reduce_axis(K.shape[3], "n")
@@ -71,7 +74,7 @@ def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tenso
             name="P",
         )
         total = compute(square[:4], lambda b, h, c, i: reduce_sum(P[b, h, c, i, n.var], n), name="total")
-        # Rows beyond T may see nothing; they are read by nobody and must not divide by zero.
+        # Rows beyond the sequence see nothing: they become zeros, not quotients of them.
         share = compute(
             square[:4],
             lambda b, h, c, i: one / if_then_else(total[b, h, c, i] > zero, total[b, h, c, i], one),

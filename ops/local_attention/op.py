@@ -51,7 +51,7 @@ def local_attention_init_state(
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int, kind: str = "softmax", causal: bool = True, scale: float | None = None,
     bias: Tensor | None = None, positions: Tensor | None = None, initial_state: LocalAttentionState | None = None,
-    return_state: Literal[False] = False, chunk: int = 64,
+    lengths: Tensor | None = None, return_state: Literal[False] = False, chunk: int = 64,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def local_attention(
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int, kind: str = "softmax", causal: bool = True, scale: float | None = None,
     bias: Tensor | None = None, positions: Tensor | None = None, initial_state: LocalAttentionState | None = None,
-    return_state: Literal[True], chunk: int = 64,
+    lengths: Tensor | None = None, return_state: Literal[True], chunk: int = 64,
 ) -> tuple[Tensor, LocalAttentionState]: ...  # fmt: skip
 
 
@@ -76,6 +76,7 @@ def local_attention(
     positions: Tensor | None = None,
     initial_state: LocalAttentionState | None = None,
     return_state: bool = False,
+    lengths: Tensor | None = None,
     chunk: int = 64,
 ) -> Tensor | tuple[Tensor, LocalAttentionState]:
     """Attention within a sliding window: i sees j from i - w to i (causal) or to i + w::
@@ -95,6 +96,7 @@ def local_attention(
     positions : int32 or int64 [B, T]; q and k are turned by them (rotary, interleaved pairs, base 10^4).  D must be even.
     initial_state : the past that comes before position 0; causal only.
     return_state : also return the state after position T - 1; causal only.
+    lengths : int32 [B], for sequences that end before T: positions from there on are not seen and give zeros; no states.
     chunk : queries of one tile, a choice of speed only.
 
     Returns
@@ -111,7 +113,7 @@ def local_attention(
     Ren et al., "Sparse Modular Activation for Efficient Sequence Modeling" (SeqBoat), 2023.  Windows are predicates, not additive
     masks.  A NaN or infinity in k or v may spoil rows of its tile that do not see it.
     """
-    config = Config(window, kind, causal, scale, bias is not None, initial_state is not None, return_state, chunk)
+    config = Config(window, kind, causal, scale, bias is not None, initial_state is not None, return_state, lengths is not None, chunk)
     if positions is not None:
         q, k = (_turned(name, x, positions) for name, x in (("q", q), ("k", k)))
     tensors: dict[str, Any] = {"q": q, "k": k, "v": v}
@@ -119,6 +121,8 @@ def local_attention(
         name = NAMES.get(q.dtype, "") if isinstance(q, Tensor) else ""
         wide = isinstance(bias, Tensor) and bias.is_floating_point() and name in ACC
         tensors["bias"] = bias.to(DTYPES[ACC[name]]) if wide else bias
+    if lengths is not None:
+        tensors["lengths"] = lengths
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state)
     o, *state = _call(config, tensors)

@@ -18,6 +18,7 @@ def forward(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None = None,
+    lengths: Tensor | None = None,
     k_past: Tensor | None = None,
     v_past: Tensor | None = None,
     count: Tensor | None = None,
@@ -31,12 +32,15 @@ def forward(
     i = torch.arange(time, device=q.device)[:, None] + start
     j = torch.arange(k.shape[1], device=q.device)[None, :]
     sees = ((j >= i - w) & (j <= i + config.ahead)).unsqueeze(0) & (j >= start - held[:, None, None])
+    if lengths is not None:
+        sees = sees & (j < lengths[:, None, None]) & (i < lengths[:, None, None])
     sees = sees.unsqueeze(1)  # [B, 1, T, T]
     logits = torch.einsum("bthd,bshd->bhts", q, k) * config.factor(q.shape[3])
     if bias is not None:
         logits = logits + bias.to(logits.dtype)[:, (j - i + w).clamp(0, bias.shape[1] - 1)]
     if config.kind == "softmax":
         weights = torch.softmax(logits.masked_fill(~sees, -math.inf), -1)
+        weights = weights.masked_fill(~sees, 0)  # rows that see nothing
     else:
         weights = torch.relu(logits).square().masked_fill(~sees, 0)
     o = torch.einsum("bhts,bshe->bthe", weights, v)
