@@ -39,7 +39,9 @@ def forward(
         own = compute(x.shape, lambda b, t, c: x[b, t, c], name=f"x{side}")
         ends = reset if reset is None or not reverse else ending(dims, reset)
         states = [
-            scan(own, axis=1, decay=q[n], initial=initial(dims, more.get("h"), n), reset=ends, reverse=reverse, name=f"h{side}_{n}")
+            scan(
+                own, axis=1, decay=q[n], initial=initial(dims, more.get("h"), n), reset=ends, reverse=reverse, name=f"h{side}_{n}"
+            )
             for n in range(dims.N)
         ]
         y = weighted(y, w, states, f"y{side}")

@@ -37,7 +37,14 @@ Tensor = te.Tensor
 
 
 def forward(
-    config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, lengths: Tensor | None = None, **past: Tensor
+    config: Any,
+    dims: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    **past: Tensor,
 ) -> tuple[Tensor, ...]:
     """`q`, `k` [B, T, H, D], `v` [B, T, H, E] -> o [B, T, H, E], then the last w keys, values and their count if wanted."""
     C, w, acc = config.chunk, config.window, dims.acc
@@ -126,7 +133,13 @@ def keys(config: Any, dims: Any, x: Tensor, past: Tensor | None) -> Tensor:
 
 
 def state(
-    config: Any, dims: Any, k: Tensor, v: Tensor, k_past: Tensor | None = None, v_past: Tensor | None = None, count: Tensor | None = None
+    config: Any,
+    dims: Any,
+    k: Tensor,
+    v: Tensor,
+    k_past: Tensor | None = None,
+    v_past: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> list[Tensor]:
     """The last w rows of keys and values, and their count."""
     w, T = config.window, dims.T

@@ -113,7 +113,9 @@ def local_attention(
     Ren et al., "Sparse Modular Activation for Efficient Sequence Modeling" (SeqBoat), 2023.  Windows are predicates, not additive
     masks.  A NaN or infinity in k or v may spoil rows of its tile that do not see it.
     """
-    config = Config(window, kind, causal, scale, bias is not None, initial_state is not None, return_state, lengths is not None, chunk)
+    config = Config(
+        window, kind, causal, scale, bias is not None, initial_state is not None, return_state, lengths is not None, chunk
+    )
     if positions is not None:
         q, k = (_turned(name, x, positions) for name, x in (("q", q), ("k", k)))
     tensors: dict[str, Any] = {"q": q, "k": k, "v": v}

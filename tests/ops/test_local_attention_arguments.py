@@ -33,7 +33,10 @@ CASES = {
     "bias size": (lambda: call(bias=torch.zeros(3, 11)), r"bias has shape \[3, 11\], must be \[H, window\+1\] = \[3, 6\]"),
     "bias heads": (lambda: call(bias=torch.zeros(1, 6)), r"bias has shape \[1, 6\], must be"),
     "bias rank": (lambda: call(bias=torch.zeros(6)), "bias has 1 dims"),
-    "positions dtype": (lambda: call(positions=torch.zeros(2, 4)), r"positions is torch.float32 \[2, 4\], must be int32 or int64"),
+    "positions dtype": (
+        lambda: call(positions=torch.zeros(2, 4)),
+        r"positions is torch.float32 \[2, 4\], must be int32 or int64",
+    ),
     "positions shape": (lambda: call(positions=torch.arange(4)), r"must be int32 or int64 \[B, T\] = \[2, 4\]"),
     "odd rotary": (
         lambda: call(X[..., :7], X[..., :7], positions=torch.zeros(2, 4).int()),

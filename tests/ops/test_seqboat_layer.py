@@ -17,13 +17,20 @@ from tilegen.ops.local_attention.reference import rotary
 D, Z, H, N, W = 12, 10, 14, 3, 4
 CONFIGS = [
     {"causal": causal, "kind": kind, "position": position, "prenorm": prenorm}
-    for causal, kind, position, prenorm in itertools.product((True, False), ("softmax", "relu2"), ("rotary", "local"), (True, False))
+    for causal, kind, position, prenorm in itertools.product(
+        (True, False), ("softmax", "relu2"), ("rotary", "local"), (True, False)
+    )
 ]
 
 
 def name(config: dict[str, Any]) -> str:
     return "-".join(
-        ["causal" if config["causal"] else "bidirectional", config["kind"], config["position"], "pre" if config["prenorm"] else "post"]
+        [
+            "causal" if config["causal"] else "bidirectional",
+            config["kind"],
+            config["position"],
+            "pre" if config["prenorm"] else "post",
+        ]
     )
 
 
@@ -88,7 +95,7 @@ def test_the_layer_is_the_published_one(config: dict[str, Any]) -> None:
 def test_gradients_are_those_of_the_published_layer(config: dict[str, Any]) -> None:
     m, x = layer(torch.float64, **config), tokens(2, 17, torch.float64).requires_grad_()
     seed = tokens(2, 17, torch.float64, seed=9)
-    leaves = [x, *[p for p in m.parameters()]]
+    leaves = [x, *m.parameters()]
     for a, b in zip(*(torch.autograd.grad(y, leaves, seed) for y in (m(x), published(m, x))), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 

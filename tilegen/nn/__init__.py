@@ -8,4 +8,13 @@ from tilegen.nn.elementwise_attention import ElementwiseAttention
 from tilegen.nn.fast_multipole_attention import FastMultipoleAttention
 from tilegen.nn.seqboat import SeqBoat, SeqBoatState
 
-__all__ = ["ABCAttention", "ABCAttentionState", "Chela", "ChelaState", "ElementwiseAttention", "FastMultipoleAttention", "SeqBoat", "SeqBoatState"]
+__all__ = [
+    "ABCAttention",
+    "ABCAttentionState",
+    "Chela",
+    "ChelaState",
+    "ElementwiseAttention",
+    "FastMultipoleAttention",
+    "SeqBoat",
+    "SeqBoatState",
+]

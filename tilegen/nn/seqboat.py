@@ -170,7 +170,9 @@ class SeqBoat(nn.Module):
         found, after = ops.local_attention_step(q[:, 0], k[:, 0], v[:, 0], state.past, kind=self.kind, bias=self.bias)
         g = self.h_proj(found[:, 0] * r[:, 0])
         y = self._after(nn.functional.silu(skip + confidence.unsqueeze(-1) * g + x).unsqueeze(1)).squeeze(1)
-        pushed = [torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in zip(after, state.past, strict=True)]
+        pushed = [
+            torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in zip(after, state.past, strict=True)
+        ]
         return y, SeqBoatState(h, ops.LocalAttentionState(*pushed), state.position + 1)
 
     def extra_repr(self) -> str:
@@ -208,8 +210,10 @@ class SeqBoat(nn.Module):
         """e, the skip path, which tokens are active, and their confidence (zero for the others)."""
         e = nn.functional.silu(filtered)
         u, skip = self.hx_proj(e).split([2, self.dim], -1)
-        shares = torch.softmax(u.float() / self.log_tau.exp().float(), -1) if u.dtype is not torch.float64 else torch.softmax(
-            u / self.log_tau.exp(), -1
+        shares = (
+            torch.softmax(u.float() / self.log_tau.exp().float(), -1)
+            if u.dtype is not torch.float64
+            else torch.softmax(u / self.log_tau.exp(), -1)
         )
         active = shares[..., 1] > shares[..., 0]
         return e, skip, active, (shares[..., 1] * active).to(e.dtype)

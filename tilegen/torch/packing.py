@@ -21,7 +21,9 @@ def check_cu_seqlens(cu_seqlens: Any, name: str, x: Tensor) -> Tensor:
         When type, shape, dtype or device are wrong, or `x` has more than one row.
     """
     if not isinstance(cu_seqlens, Tensor):
-        raise ArgumentError(f"cu_seqlens is a {type(cu_seqlens).__name__}, must be a torch.Tensor; convert it with torch.as_tensor")
+        raise ArgumentError(
+            f"cu_seqlens is a {type(cu_seqlens).__name__}, must be a torch.Tensor; convert it with torch.as_tensor"
+        )
     if cu_seqlens.dtype is not torch.int32:
         dtype = str(cu_seqlens.dtype).removeprefix("torch.")
         raise ArgumentError(f"cu_seqlens has dtype {dtype}, must be int32; cast it with .to(torch.int32)")
@@ -32,7 +34,9 @@ def check_cu_seqlens(cu_seqlens: Any, name: str, x: Tensor) -> Tensor:
     if cu_seqlens.device != x.device:
         raise ArgumentError(f"cu_seqlens is on {cu_seqlens.device}, must be on {x.device} as {name} is; move it with .to()")
     if x.dim() < 2 or x.shape[0] != 1:
-        raise ArgumentError(f"{name} has shape {list(x.shape)}, must be [1, T, ...] with cu_seqlens; put all sequences into one row")
+        raise ArgumentError(
+            f"{name} has shape {list(x.shape)}, must be [1, T, ...] with cu_seqlens; put all sequences into one row"
+        )
     return cu_seqlens
 
 
