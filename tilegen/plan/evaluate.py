@@ -16,7 +16,19 @@ from tvm.tirx.script.builder import ir as T
 from tilegen.errors import PlanError
 from tilegen.expression import scalars
 from tilegen.expression.scan import scan_inputs, scan_spec
-from tilegen.expression.walkers import WIDE, call_name, const_int, find, is_load, load_indices, load_tensor, prim, rewrite, substitute, variables
+from tilegen.expression.walkers import (
+    WIDE,
+    call_name,
+    const_int,
+    find,
+    is_load,
+    load_indices,
+    load_tensor,
+    prim,
+    rewrite,
+    substitute,
+    variables,
+)
 from tilegen.plan import stages
 from tilegen.plan.keep import keep
 from tilegen.plan.kernel import Kernel
