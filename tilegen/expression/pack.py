@@ -264,7 +264,7 @@ class _Packer(RaggedAxes):
         called = [var.name, *[v.name for v, _, _ in outer]]
         rows = compute([self.count(kind), *[n for _, n, _ in outer]], row, f"{op.name}_rows", axes=called)
         starts = self.marks(f"{op.name}_starts", kind, 0, len(called), reverse=False)
-        along = {prim.Add: "sum", prim.Max: "max", prim.Min: "min"}[type(op.body[0].combiner.result[0])]
+        along: Any = {prim.Add: "sum", prim.Max: "max", prim.Min: "min"}[type(op.body[0].combiner.result[0])]
         running = scan(rows, axis=0, kind=along, reset=starts, name=f"{op.name}_running")
         batch = next(k for k, x in enumerate(spatial) if x[2] == BATCH)
         nothing = self.neutral(op, str(rows.dtype))

@@ -16,7 +16,7 @@ from tilegen.expression.walkers import Expr, const_int, find, prim, variables
 BATCH, POSITIONS = "batch", 1
 """Kinds of axes besides chunks, whose kind is their length; a position is a chunk of length one."""
 
-Kind = str | int | None
+Kind = Any
 Table = dict[str, te.Tensor]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class Chela(nn.Module):
         self.dim, self.heads, self.causal = dim, heads, causal
         self.key_dim = key_dim or max(1, dim // (2 * heads))
         self.value_dim = value_dim or max(1, dim // heads)
-        where = {"device": device, "dtype": dtype}
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
         wide, narrow = heads * self.value_dim, heads * self.key_dim
         self.norm = nn.RMSNorm(dim, eps=1e-6, **where)
         self.o_norm = nn.RMSNorm(self.value_dim, eps=1e-6, **where)

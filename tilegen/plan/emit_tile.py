@@ -195,7 +195,7 @@ class TileEmitter:
             values = self._values(outer, inner, analyzer, {**packed, **oriented})
             with T.init():
                 T.buffer_store(buffer, identity_, [*outer, *inner])
-            T.buffer_store(buffer, values.reduce_value(tensor, steps, buffer[tuple([*outer, *inner])]), [*outer, *inner])
+            T.buffer_store(buffer, values.reduce_value(tensor, steps, buffer[(*outer, *inner)]), [*outer, *inner])
 
         self._nest("reduce", at, extents, ranges, body)
 

@@ -100,7 +100,8 @@ class Functions:
 
     def tanh(self, x: Expr) -> Expr:
         """tanh(x), by its series near zero where 1 - 2 / (exp(2x) + 1) cancels."""
-        series = lambda y: y + y * y * y * horner((-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1), y * y)  # noqa: E731
+        terms = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+        series = lambda y: y + y * y * y * horner(terms, y * y)  # noqa: E731
         far = lambda y: f32(1) - f32(2) / (self.exp(y + y) + f32(1))  # noqa: E731
         near = lambda y: tirx.Select(y < f32(0), f32(0) - y, y) < f32(0.625)  # noqa: E731
         return self.let("y", x, lambda y: tirx.Select(near(y), series(y), far(y)))

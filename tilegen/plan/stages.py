@@ -9,8 +9,8 @@ from tvm import sym, te, tirx
 
 from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
-from tilegen.schedules.rule import dtype_bytes
 from tilegen.expression.walkers import const_int, load_indices, load_tensor, loads
+from tilegen.schedules.rule import dtype_bytes
 
 Kind = Literal["input", "map", "reduce", "scan"]
 
