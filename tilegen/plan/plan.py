@@ -28,6 +28,9 @@ from tilegen.plan.tiles import TilePartition, has_tiles
 SLACK = 1.02
 """A plan must be this much faster to be worth more saved memory."""
 
+SAVED_SHARE = 0.25
+"""What may be saved at most, as a part of the bytes of arguments and results: memory is what limits training, not time."""
+
 
 @dataclass(frozen=True)
 class PlanArg:
@@ -101,10 +104,14 @@ def plan(instance: Instance, sizes: dict[str, int] | None = None, balance: Balan
     distinct_outputs(back)
     best: Plan | None = None
     choices: list[Choice] = []
-    for saved in named_stages(instance, forward) or saved_candidates(forward, back):
+    room = SAVED_SHARE * sum(nbytes(t) for t in [*forward.inputs.values(), *forward.outputs.values()])
+    named = named_stages(instance, forward)
+    for saved in named or saved_candidates(forward, back):
         functions = {"forward": plan_forward(forward, saved), "backward": plan_backward(forward, back, saved)}
         time = sum(total(function.costs(), balance) for function in functions.values())
         choices.append(Choice(tuple(t.op.name for t in saved), sum(nbytes(t) for t in saved), time))
+        if best is not None and not named and choices[-1].nbytes > room:
+            continue
         if best is None or best.chosen is None or time * SLACK < best.chosen.seconds:
             best = Plan(instance, functions, saved, choices, choices[-1])
     assert best is not None
