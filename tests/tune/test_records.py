@@ -146,6 +146,19 @@ def test_lookup_prefers_the_users_log_then_the_shipped_then_the_nearest(places: 
     ]
 
 
+def test_a_record_of_fewer_cores_counts_only_as_the_users_own(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    user, shipped = places
+    monkeypatch.setattr(records, "cores", lambda: 8)
+    write(shipped, record(device={"name": HOST, "cores": 2}, seconds=1e-6))
+    assert records.lookup(key()) is None
+    write(shipped, record(device={"name": HOST, "cores": 8}))
+    found = records.lookup(key())
+    assert found is not None
+    assert found.device["cores"] == 8
+    write(user, record(device={"name": HOST, "cores": 2}))
+    assert getattr(records.lookup(key()), "source", None) == "user"
+
+
 @pytest.mark.parametrize("change", [{"rule_version": 2}, {"dtype": "float64"}, {"static": {"C": 64}}, {"kernel": "walk1"}])
 def test_lookup_wants_everything_but_the_device_to_agree(places: tuple[Path, Path], change: dict[str, object]) -> None:
     write(places[0], record())

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from tilegen import settings
+from tilegen.build.host import cores
 
 SCHEMA = 1
 SOURCES = ("user", "shipped", "nearest")
@@ -243,10 +244,12 @@ def lookup(key: RecordKey, log_dir: Path | None = None) -> Record | None:
     """The record to build `key` with, or None: then the rule's default is used.
 
     Order: the user's log, the log shipped for this device, the log of the nearest device of the same architecture.
-    `Record.source` says which of them it was.
+    `Record.source` says which of them it was.  A record of a machine with fewer cores is taken from the user's own log only:
+    its tiles may be too few for the cores of this one, which the default's are not.
     """
     for source, path in candidates(key, log_dir):
-        found = best(read(path), key.task)
+        fitting = [r for r in read(path) if source == "user" or r.device.get("cores", cores()) >= cores()]
+        found = best(fitting, key.task)
         if found is not None:
             return dataclasses.replace(found, source=source)
     return None
