@@ -70,6 +70,7 @@ def gradient(
         if dy is not None and y in wanted:
             terms.setdefault(y, []).append(_seed(y, dy))
     notes: list[Note] = []
+    shared: dict[Any, te.Tensor] = {}
     adjoints: dict[te.Tensor, te.Tensor] = {}
     for op in reversed(forward):
         y = op.output(0)
@@ -86,7 +87,7 @@ def gradient(
         if isinstance(op, te.ComputeOp):
             contributions = stage_terms(op, adjoints[y], wanted, notes, limit)
         else:
-            contributions = primitive_terms(op, adjoints[y], wanted)
+            contributions = primitive_terms(op, adjoints[y], wanted, shared)
         for x, term in contributions:
             terms.setdefault(x, []).append(term)
     result = Gradients([_rounded(adjoints[x], x) if x in adjoints else _zeros(x) for x in inputs], notes)

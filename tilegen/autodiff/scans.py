@@ -1,15 +1,14 @@
 """Adjoints of the primitives that TE cannot express: scans and the scatter-add.
 
-The adjoint of a scan is a scan the other way.  It is written so that every expression around it reads its
-inputs at the same step, where the mathematics allows it: a carry c[t], what the later steps send to step t,
-is an exclusive scan, and the adjoint of a step is dy[t] + c[t].  With f[t] the factor by which step t takes over
-the state before it (the decay, or exp(z[t-1] - z[t]) of a log-sum-exp)::
+The adjoint of a scan is a scan the other way.  With f[t] the factor by which step t takes over the state before it (the
+decay, or exp(z[t-1] - z[t]) of a log-sum-exp), and c[t] what the later steps send to step t::
 
-    y[t] = f[t] y[t-1] + x[t]        r[t] = dy[t] + c[t]      c[t-1] = f[t] (c[t] + dy[t])      dx[t] = r[t]
-    y[t+1] = a[t] y[t] + x[t]        c[t-1] = a[t] c[t] + dy[t]                                 dx[t] = c[t]
+    y[t] = f[t] y[t-1] + x[t]        r[t] = dy[t] + f[t+1] r[t+1]       dx[t] = r[t]       df[t] = r[t] y[t-1]
+    y[t+1] = a[t] y[t] + x[t]        c[t-1] = a[t] c[t] + dy[t]         dx[t] = c[t]       da[t] = c[t] y[t]
 
-A factor that is one, or the same at all steps, needs no carry: dx[t] = dy[t] + f dx[t+1].
-Where a sequence starts, nothing is sent back: the reset of step t + 1 resets the carry at step t.
+The second is an exclusive scan and reads everything at its own step.  The first reads the factor of the next step: one
+stage, which all scans with that factor share.  Where a sequence starts, nothing is sent back: the reset of step t + 1
+resets the adjoint at step t.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from tilegen.expression.walkers import Expr, const_int, dtype_of
 Contribution = tuple[te.Tensor, Term]
 
 
-def primitive_terms(op: te.ExternOp, adjoint: te.Tensor, wanted: Any) -> list[Contribution]:
+def primitive_terms(op: te.ExternOp, adjoint: te.Tensor, wanted: Any, shared: dict[Any, te.Tensor]) -> list[Contribution]:
     """The contributions of a scan or scatter-add to the adjoints of its inputs."""
     spec = scan_spec(op)
     if spec is not None and spec.kind in ("sum", "logsumexp"):
-        step = _ScanAdjoint(op, adjoint)
+        step = _ScanAdjoint(op, adjoint, shared)
         terms = step.exclusive() if spec.exclusive else step.inclusive()
     elif spec is not None:
         raise AutodiffError(
@@ -50,7 +49,8 @@ def primitive_terms(op: te.ExternOp, adjoint: te.Tensor, wanted: Any) -> list[Co
 class _ScanAdjoint:
     """One scan and the tools to write its adjoint."""
 
-    def __init__(self, op: te.ExternOp, adjoint: te.Tensor) -> None:
+    def __init__(self, op: te.ExternOp, adjoint: te.Tensor, shared: dict[Any, te.Tensor]) -> None:
+        self.shared = shared
         self.op, self.spec, self.y, self.dy = op, scan_spec(op), op.output(0), adjoint
         inputs = scan_inputs(op)
         self.x = inputs["x"]
@@ -101,6 +101,7 @@ class _ScanAdjoint:
         return compute(self.reset.shape, body, f"{self.op.name}_ends")
 
     def back(self, x: te.Tensor, decay: te.Tensor | None, exclusive: bool) -> te.Tensor:
+        """The scan of `x` against the direction of this one."""
         return scan(
             x,
             axis=self.axis,
@@ -129,6 +130,20 @@ class _ScanAdjoint:
 
         return compute(self.shape, body, f"{self.op.name}_share", axes=axis_names(self.x))
 
+    def later(self, factor: te.Tensor | None) -> te.Tensor | None:
+        """The factor of the next step, zero after the last; the same for all scans that share it."""
+        if factor is None or const_int(factor.shape[self.axis]) == 1:
+            return factor
+        key = (factor, self.axis, self.spec.reverse)
+        if key not in self.shared:
+            none = tirx.const(0, str(factor.dtype))
+
+            def body(*i: Any) -> Expr:
+                return tirx.if_then_else(self.has_later(i[self.axis]), factor(*self.shifted(i, 1)), none)
+
+            self.shared[key] = compute(factor.shape, body, f"{factor.op.name}_later", axes=axis_names(factor))
+        return self.shared[key]
+
     def exists(self, z: Expr) -> Expr:
         """Whether a log-sum-exp has any term: an empty one is -inf, and its gradient zero."""
         return z >= tirx.min_value(dtype_of(z))
@@ -137,15 +152,7 @@ class _ScanAdjoint:
 
     def inclusive(self) -> list[Contribution]:
         factor = self.factor()
-        if factor is None or (self.spec.kind == "sum" and self.steady()):
-            # The factor of step t + 1 is that of step t, so the inclusive scan needs no carry of its own.
-            total = self.back(self.dy, factor, exclusive=False)
-        else:
-            names = axis_names(self.x)
-            weighted = lambda *i: self.broadcast(factor, i) * self.dy(*i)
-            sent = compute(self.shape, weighted, f"d{self.op.name}_sent", axes=names)
-            carry = self.back(sent, factor, exclusive=True)
-            total = compute(self.shape, lambda *i: self.dy(*i) + carry(*i), f"d{self.op.name}_step", axes=names)
+        total = self.back(self.dy, self.later(factor), exclusive=False)
         step = lambda i: total(*i)
         i = fresh(self.x)
         value = step(i)
