@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from tilegen.bench import check, clock, spec
+from tilegen.bench import check, clock, run, spec
 from tilegen.errors import ArgumentError
 
 
@@ -97,15 +98,35 @@ def test_elementwise_attention_counts_its_least_work():
     assert work["forward+backward"].elements == 30 * 11
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_peer_is_the_reference(causal):
-    """It is timed as the same mathematics, so it has to be that."""
-    benchmark = spec.load("elementwise_attention")
-    mechanism = benchmark.described()
-    config = mechanism.config(order=4, causal=causal)
-    inputs = [torch.randn(2, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    (ours,), (reference,) = benchmark.peer(config, *inputs), mechanism.reference(config, *inputs)
-    torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-12)
+MEASURED = sorted(path.parent.name for path in (Path(__file__).parents[2] / "ops").glob("*/benchmark.py"))
+
+
+@pytest.mark.parametrize("op", MEASURED)
+def test_a_benchmark_compares_the_same_mathematics(op):
+    """The peer is timed as the same thing, so it has to be that: for every option set, and in every gradient."""
+    benchmark = spec.load(op)
+    sizes = dict(benchmark.sizes) | {"B": 2, "T": 7}
+    for options in benchmark.options:
+        plan = run.Plan(benchmark, [options], [sizes], torch.float64, torch.device("cpu"))
+        config = benchmark.described().config(**options)
+        inputs = [x.double().requires_grad_() for x in run.draw(plan, config, sizes)]
+        names = [argument.name for argument in benchmark.described().inputs(config)]
+        (expected, *_) = benchmark.described().reference(config, **dict(zip(names, inputs, strict=True)))
+        (found, *_) = benchmark.peer(config, *inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        for a, b in zip(torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("op", MEASURED)
+def test_least_work_grows_with_the_sequence(op):
+    benchmark = spec.load(op)
+    for options in benchmark.options:
+        config = benchmark.described().config(**options)
+        short, long = (benchmark.work(config, dict(benchmark.sizes) | {"T": t}) for t in (1024, 2048))
+        for direction in run.PASSES:
+            assert 0 < short[direction].flops < long[direction].flops
+            assert 0 < short[direction].elements < long[direction].elements
 
 
 def test_an_operator_without_a_benchmark_says_so():
