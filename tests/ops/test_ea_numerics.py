@@ -20,7 +20,7 @@ def rows(batch: int, time: int, channels: int, dtype: torch.dtype, seed: int = 0
     return [torch.randn(batch, time, channels, generator=generator).to(dtype) for _ in range(3)]
 
 
-@pytest.mark.parametrize("time", [2, 3, 17, 127, 300], ids="T{}".format)
+@pytest.mark.parametrize("time", [2, 3, 17, 127], ids="T{}".format)
 @pytest.mark.parametrize("options", OPTIONS, ids=["causal-6", "bidirectional-2"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 def test_tolerance_rule_for_values_and_gradients(dtype: torch.dtype, options: dict[str, Any], time: int) -> None:
@@ -35,18 +35,26 @@ def test_tolerance_rule_for_values_and_gradients(dtype: torch.dtype, options: di
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["causal-6", "bidirectional-2"])
+def test_tolerance_rule_for_a_long_sequence(options: dict[str, Any]) -> None:
+    op, plain = (lambda *x: [ops.elementwise_attention(*x, **options)]), (lambda *x: reference.cumulative(Config(**options), *x))
+    require(judge(op, plain, rows(2, 3001, 19, torch.float32)))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["causal-6", "bidirectional-2"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 def test_a_single_position_is_its_value(dtype: torch.dtype, options: dict[str, Any]) -> None:
     # y = v whatever q and k are, so their gradients are 0: the tolerance rule has no scale there, the terms that cancel have.
+    config = Config(**options)
+    op, plain = (lambda *x: [ops.elementwise_attention(*x, **options)]), (lambda *x: reference.forward(config, *x))
+    require(judge(op, plain, rows(4, 1, 19, dtype), backward=False))
     q, k, v = (x.requires_grad_() for x in rows(4, 1, 19, dtype))
     y = ops.elementwise_attention(q, k, v, **options)
     seed = torch.randn_like(y)
     dq, dk, dv = torch.autograd.grad(y, (q, k, v), seed)
-    unit = torch.finfo(dtype).eps
-    torch.testing.assert_close(y, v, rtol=2 * unit, atol=0)
-    torch.testing.assert_close(dv, seed, rtol=2 * unit, atol=0)
+    rounding = 100 * torch.finfo(torch.float32).eps
     terms = [x.detach().abs().max().item() for x in (seed, v, q, k)]
-    limit = 100 * torch.finfo(torch.float32).eps * terms[0] * terms[1] * (1 + terms[2] + terms[3])
+    torch.testing.assert_close(dv, seed, rtol=2 * torch.finfo(dtype).eps, atol=rounding * terms[0])
+    limit = rounding * terms[0] * terms[1] * (1 + terms[2] + terms[3])
     assert max(dq.abs().max().item(), dk.abs().max().item()) <= limit
 
 
