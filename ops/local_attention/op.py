@@ -21,12 +21,12 @@ class LocalAttentionState(NamedTuple):
     """The past of a causal local attention: the last w keys and values, oldest first.
 
     k : [B, w, H, D]; v : [B, w, H, E], in the dtype of the arguments (k turned already where rotary positions are given).
-    count : [B] int32, how many of them exist; they are the last ones.
+    held : [B] int32, how many of them exist; they are the last ones.
     """
 
     k: Tensor
     v: Tensor
-    count: Tensor
+    held: Tensor
 
 
 def local_attention_init_state(

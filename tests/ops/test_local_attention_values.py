@@ -67,7 +67,7 @@ def test_gradients_through_initial_and_final_state() -> None:
     rows = [x.detach().requires_grad_() for x in state[:2]]
 
     def run(k: Tensor, v: Tensor, *inputs: Tensor) -> list[Tensor]:
-        o, after = attend({}, *inputs, initial_state=ops.LocalAttentionState(k, v, state.count), return_state=True)
+        o, after = attend({}, *inputs, initial_state=ops.LocalAttentionState(k, v, state.held), return_state=True)
         return [o, after.k, after.v]
 
     assert torch.autograd.gradcheck(run, (*rows, *inputs), fast_mode=True)
@@ -133,7 +133,7 @@ def test_parts_joined_by_the_state_equal_the_whole(shape: tuple[int, int], seed:
             o, state = attend({}, *piece, initial_state=state, return_state=True)
             parts.append(o)
     torch.testing.assert_close(torch.cat(parts, 1), attend({}, *inputs), rtol=1e-10, atol=1e-10)
-    assert state.count.tolist() == [min(W, shape[1])] * shape[0]
+    assert state.held.tolist() == [min(W, shape[1])] * shape[0]
 
 
 @settings(quick, max_examples=8)

@@ -21,7 +21,7 @@ class SeqBoatState(NamedTuple):
     """The past of a causal SeqBoat layer: D N + (w + 1) (Z + H) + 2 numbers a sequence.
 
     h : [B, D, N], the averages of the EMA.
-    past : keys, values and count of the last w activated tokens, see `tilegen.ops.LocalAttentionState`.
+    past : keys, values and number of the last w activated tokens, see `tilegen.ops.LocalAttentionState`.
     position : [B] int64, tokens so far.
     """
 
