@@ -45,7 +45,7 @@ def sources(kernel: Kernel, ready: Collection[te.Tensor]) -> tuple[list[te.Tenso
     read: list[te.Tensor] = []
     computed: list[te.Tensor] = []
     seen: set[te.Tensor] = set()
-    own = {*kernel.anchors, *kernel.writes()}
+    own = {*kernel.anchors, *kernel.writes(), *getattr(kernel, "locals", ())}  # computed here even if memory has them
     stack = list(reversed([*kernel.anchors, *kernel.writes()]))
     while stack:
         tensor = stack.pop()
