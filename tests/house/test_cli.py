@@ -105,7 +105,7 @@ def test_settings_for_all_operators_reach_those_that_have_them(windowed):
     ("stage", "said"),
     [
         ("te", "k2[b: B, i: T, c: 8] float32 = k[b, i, c] * k[b, i, c]"),
-        ("grad", "reverse, exclusive"),
+        ("grad", ", reverse"),
         ("plan", "walk at [B, 8] along T, from the end"),
         ("tir", "@T.prim_func"),
         ("source", "define"),
