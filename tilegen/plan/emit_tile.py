@@ -108,14 +108,13 @@ class TileEmitter:
                 # The first axis is what is left of the task number: no remainder to take.
                 at[k] = rest if k == self.parallel[0] else tirx.floormod(rest, kernel.space[k])
                 rest = tirx.floordiv(rest, kernel.space[k])
-            if kernel.walked is None:
-                self._body(at)
-                return
             for scan in kernel.anchors:
                 self._start(scan, at)
-            step = stack.enter_context(T.serial(0, kernel.extent))
-            at[kernel.walked] = kernel.extent - 1 - step if kernel.reverse else step
-            # A scope of its own for the step: the state that moves on behind it is a write after a read.
+            if kernel.walked is not None:
+                step = stack.enter_context(T.serial(0, kernel.extent))
+                at[kernel.walked] = kernel.extent - 1 - step if kernel.reverse else step
+            # A scope of its own for the step: the state that moves on behind it is a write after a read, and primitives need
+            # not reason about quotients of the task number.
             with T.sblock(f"scope_{kernel.name}_step"):
                 self._body([T.axis.spatial(n, index) for n, index in zip(kernel.space, at, strict=True)])
             for scan in kernel.anchors:
