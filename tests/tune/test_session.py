@@ -62,6 +62,8 @@ def test_the_same_call_again_measures_nothing_and_says_the_same(workshop: Worksh
     again = run(workshop, tmp_path)
     assert time.monotonic() - begin < 1.0
     assert (again.stopped, again.decisions, again.seconds) == ("known", first.decisions, first.seconds)
+    assert TuneReport([first], 1.0).lines()[-1].endswith("8 trials in 1 s, 1 record(s) written")
+    assert TuneReport([again], 1.0).lines()[-1].endswith("0 trials in 1 s, 0 record(s) written")
     assert len(records.read(records.log_path(tmp_path, task().key.host, task().key.op))) == 1
 
 

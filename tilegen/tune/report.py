@@ -64,7 +64,7 @@ class SearchResult:
         model = f"; the model's rank correlation {self.correlation:.2f}" if self.correlation is not None else ""
         lines.append(f"  {self.trials} of {self.space} candidates tried ({why}){rejected}{model}")
         if self.record:
-            lines.append(f"  record {self.record} written to {self.log}")
+            lines.append(f"  record {self.record} {'is in' if self.stopped == 'known' else 'written to'} {self.log}")
         else:
             lines.append("  nothing written: what was used before is as good")
         return lines
@@ -86,8 +86,8 @@ class TuneReport:
         both = [(r.default_seconds, r.seconds) for r in self.results if r.default_seconds]
         if both:
             before, after = sum(b for b, _ in both), sum(a for _, a in both)
-            written = sum(r.record is not None for r in self.results)
-            trials = sum(r.trials for r in self.results)
+            written = sum(r.record is not None and r.stopped != "known" for r in self.results)
+            trials = sum(r.trials for r in self.results if r.stopped != "known")
             lines.append(
                 f"{len(both)} kernel(s): {duration(before)} untuned, {duration(after)} tuned, "
                 f"{before / after:.2f} times as fast; {trials} trials in {self.elapsed:.0f} s, {written} record(s) written"
