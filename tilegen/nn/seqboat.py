@@ -168,7 +168,7 @@ class SeqBoat(nn.Module):
         e, skip, active, confidence = self._route(filtered)
         q, k, r, v = self._unit(e.unsqueeze(1), state.position.unsqueeze(1))
         found, after = ops.local_attention_step(q[:, 0], k[:, 0], v[:, 0], state.past, kind=self.kind, bias=self.bias)
-        g = self.h_proj(found[:, 0] * r[:, 0])
+        g = self.h_proj(found[:, 0] * r[:, 0, 0])
         y = self._after(nn.functional.silu(skip + confidence.unsqueeze(-1) * g + x).unsqueeze(1)).squeeze(1)
         pushed = [
             torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in zip(after, state.past, strict=True)
