@@ -43,6 +43,7 @@ class Signature:
                 raise ArgumentError(f"size {name} of {mechanism.name} is no dim of any input, so no call can tell it; add one")
         self.static_at = tuple(places[name] for name in mechanism.static)
         self.io_at = next(i for i, spec in enumerate(self.inputs) if spec.dtype == "io")
+        self._expected = {io: [DTYPES[spec.concrete_dtype(io)] for spec in self.inputs] for io in ACC}
         self._sizes_at = (*places.values(),)
         self._options = (*self.options.values(),)
         self._shapes = shapes_function(shapes, (*places, *self.options))
@@ -58,11 +59,13 @@ class Signature:
                 f"{self.names[self.io_at]} has dtype {_name(io.dtype)}, must be one of {', '.join(ACC)}; "
                 "cast it with .to(torch.float32)"
             )
-        for spec, x in zip(self.inputs, tensors, strict=True):
-            self._check_with(spec, x, io, dtype)
+        device, expected = io.device, self._expected[dtype]
+        for spec, x, wanted in zip(self.inputs, tensors, expected, strict=True):
+            if x.dtype is not wanted or x.device != device:
+                self._check_with(spec, x, io, dtype)
         sizes = [tensors[i].shape[d] for i, d in self._sizes_at]
-        wanted = self._shapes(*sizes, *self._options)
-        if any(size == 0 for size in sizes) or any(x.shape != shape for x, shape in zip(tensors, wanted, strict=True)):
+        shapes = self._shapes(*sizes, *self._options)
+        if 0 in sizes or any(x.shape != shape for x, shape in zip(tensors, shapes, strict=True)):
             # The slow way, which finds the words.
             named = [(spec.name, spec.shape) for spec in self.inputs]
             text.solve(named, [tuple(x.shape) for x in tensors], self.options)
