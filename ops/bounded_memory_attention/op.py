@@ -168,7 +168,8 @@ def bounded_memory_attention_step(
         if not isinstance(x, Tensor) or x.dim() != 3:
             what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
             raise ArgumentError(f"{name} has {what}, must be a tensor [B, H, X], one position; for more call bounded_memory_attention")
-    config = Config(normalizer, True, scale, True, True, _acc_control(q, s), chunk=1)
+    # The library that parts of a sequence use: one compiled instance serves both.
+    config = Config(normalizer, True, scale, True, True, _acc_control(q, s))
     o, *after = _call(config, {name: x.unsqueeze(1) for name, x in rows.items()} | fields)
     return o.squeeze(1), _state(after)
 
