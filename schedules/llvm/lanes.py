@@ -7,6 +7,12 @@ from tilegen.schedules.rule import Machine, divisors
 REGISTERS = (1, 2, 4)
 """Vector registers that one vectorised loop may span."""
 
+USUAL_BATCH = 4
+"""Sequences that a default reckons with; the batch is symbolic."""
+
+TASKS_PER_CORE = 2
+"""Tasks that keep a core busy to the end."""
+
 
 def lane_candidates(extent: int, itemsize: int, machine: Machine) -> tuple[list[int], int]:
     """(candidates, default) for the lanes of a vectorised loop over an axis of `extent` elements.
@@ -28,6 +34,6 @@ def tile_candidates(extent: int, lanes: list[int], machine: Machine) -> tuple[li
     tiles = sorted(d for d in range(widest, extent + 1, widest) if extent % d == 0)
     if any(widest % other for other in lanes):
         tiles = [extent]
-    # Enough tasks for the cores even at batch 1, else as long a contiguous row as there is.
-    enough = [tile for tile in tiles if extent // tile >= machine.cores]
+    # A whole row is read as one stream, which memory likes best: as long a tile as leaves every core its tasks.
+    enough = [tile for tile in tiles if USUAL_BATCH * (extent // tile) >= TASKS_PER_CORE * machine.cores]
     return tiles, max(enough) if enough else tiles[0]

@@ -14,7 +14,7 @@ from tilegen.build import pipeline
 from tilegen.build.scheduled import MATH
 from tilegen.build.target import resolve
 from tilegen.errors import ScheduleError
-from tilegen.schedules.llvm.lanes import lane_candidates, tile_candidates
+from tilegen.schedules.llvm.lanes import TASKS_PER_CORE, USUAL_BATCH, lane_candidates, tile_candidates
 from tilegen.schedules.registry import by_name, rule_for
 from tilegen.schedules.rule import Fixed, Machine, View
 
@@ -72,7 +72,11 @@ def test_lanes_and_tiles_always_divide(extent):
     assert all(extent % tile == 0 and tile % lane == 0 for tile in tiles for lane in lanes)
 
 
-def test_the_default_tile_leaves_a_task_for_every_core():
-    lanes, _ = lane_candidates(512, 4, Machine(vector_bytes=64))
-    _, tile = tile_candidates(512, lanes, Machine(cores=8))
-    assert 512 // tile >= 8
+@pytest.mark.parametrize("cores", [1, 2, 8, 64])
+def test_the_default_tile_is_the_longest_that_leaves_every_core_its_tasks(cores):
+    machine = Machine(cores=cores, vector_bytes=64)
+    tiles, tile = tile_candidates(512, lane_candidates(512, 4, machine)[0], machine)
+    tasks = {t: USUAL_BATCH * 512 // t for t in tiles}
+    longer = [t for t in tiles if t > tile]
+    assert tasks[tile] >= TASKS_PER_CORE * cores or tile == min(tiles)
+    assert all(tasks[t] < TASKS_PER_CORE * cores for t in longer)
