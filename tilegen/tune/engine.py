@@ -105,7 +105,8 @@ def explore(
         for candidate, outcome in evaluator.evaluate(candidates, deadline):
             watch(journal.add(candidate.decisions, outcome))
             results.append((candidate, outcome))
-        proposer.learn(results)
+        if time.monotonic() < deadline:  # else nobody will ask the model again, and training takes time
+            proposer.learn(results)
         if not any(outcome.ok for _, outcome in results) and len(results) == len(candidates):
             if not journal.successes():
                 kind, message = results[0][1].kind, results[0][1].message

@@ -17,7 +17,7 @@ from tilegen.tune import logs, records
 from tilegen.tune.case import traffic
 from tilegen.tune.engine import UNLIMITED, Effort, Proposer, explore
 from tilegen.tune.journal import Journal
-from tilegen.tune.local import LocalEvaluator, Workshop, summary
+from tilegen.tune.local import GRACE, LocalEvaluator, Workshop, summary
 from tilegen.tune.progress import Progress
 from tilegen.tune.records import Record
 from tilegen.tune.report import SearchResult
@@ -112,7 +112,7 @@ def search(
         for trial in journal.successes()[:1]:
             evaluator.best = trial.outcome.seconds
             progress.best(trial.outcome.seconds)
-        final = min(10.0, FINAL_SHARE * (deadline - time.monotonic()))
+        final = min(10.0, max(GRACE + 0.5, FINAL_SHARE * (deadline - time.monotonic())))
         stopped = explore(
             proposer,
             evaluator,
