@@ -16,7 +16,6 @@ import tvm  # noqa: E402
 from tvm import s_tir  # noqa: E402
 
 from tilegen.build.target import BuildTarget  # noqa: E402
-from tilegen.errors import ScheduleError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan import fastmath  # noqa: E402
 from tilegen.plan.plan import FunctionPlan  # noqa: E402
@@ -64,7 +63,7 @@ def schedule(instance: Instance, function: FunctionPlan, target: BuildTarget) ->
         source = record.source if record else "default"
         try:
             rule.apply(view, decide)
-        except ScheduleError as error:
+        except Exception as error:  # a stale record may also make one of TVM's primitives raise
             if not record:
                 raise
             warnings.warn(f"tuning record {record.key.id} does not fit {function.name}.{kernel.name} ({error}); its default is used", stacklevel=2)
