@@ -7,7 +7,24 @@ from tilegen.schedules.llvm.map import Map
 from tilegen.schedules.llvm.reduce import Reduce
 from tilegen.schedules.llvm.tile import Tile
 from tilegen.schedules.llvm.walk import Walk
-from tilegen.schedules.rule import Rule, View
+from tilegen.schedules.rule import Decide, Rule, View
+
+
+class Plain:
+    """The planner's loops as they are: what runs when no rule's primitives apply."""
+
+    name = "plain"
+    version = 1
+
+    def fits(self, view: View) -> bool:
+        """Everything."""
+        return True
+
+    def apply(self, view: View, decide: Decide) -> None:
+        """Nothing."""
+
+
+PLAIN = Plain()
 
 RULES: dict[str, list[Rule]] = {"llvm": [Tile(), Walk(), Map(), Reduce()]}
 
@@ -24,7 +41,7 @@ def rule_for(view: View, kind: str) -> Rule:
 
 def by_name(name: str) -> Rule:
     """The rule called `name` ("llvm.walk")."""
-    for rule in RULES.get(name.partition(".")[0], []):
+    for rule in [*RULES.get(name.partition(".")[0], []), PLAIN]:
         if rule.name == name:
             return rule
     raise ScheduleError(f"there is no schedule rule '{name}'")

@@ -54,8 +54,9 @@ def spilled(func: tirx.PrimFunc) -> tirx.PrimFunc:
         return tirx.SeqStmt(children)
 
     def on_stack(alloc: Any) -> Any:
-        size = math.prod(const_int(n) or LARGEST_ON_STACK for n in alloc.buffer.shape)
-        small = size * dtype_bytes(str(alloc.buffer.dtype)) <= LARGEST_ON_STACK
+        extents = [const_int(n) for n in alloc.buffer.shape]
+        known = all(n is not None and n > 0 for n in extents)
+        small = known and math.prod(extents) * dtype_bytes(str(alloc.buffer.dtype)) <= LARGEST_ON_STACK
         return tirx.AllocBuffer(alloc.buffer, annotations={**alloc.annotations, **ON_STACK}) if small else alloc
 
     body = tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, on_stack))

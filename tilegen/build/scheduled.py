@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,11 @@ from tilegen.build.target import BuildTarget  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan import fastmath  # noqa: E402
 from tilegen.plan.plan import FunctionPlan  # noqa: E402
-from tilegen.schedules.registry import rule_for  # noqa: E402
+from tilegen.schedules.registry import PLAIN, by_name, rule_for  # noqa: E402
 from tilegen.schedules.rule import Fixed, View  # noqa: E402
 from tilegen.tune.records import RecordKey, lookup  # noqa: E402
+
+LOG = logging.getLogger("tilegen")
 
 MATH = {"llvm": fastmath.vectorisable}
 
@@ -52,8 +55,7 @@ def record_key(instance: Instance, function: str, kernel: str, rule: Any, target
 
 def schedule(instance: Instance, function: FunctionPlan, target: BuildTarget) -> Scheduled:
     """Schedule every kernel of `function`."""
-    mod = tvm.IRModule({"main": function.prim_func(MATH.get(target.kind))})
-    sch = s_tir.Schedule(mod, debug_mask=0)
+    sch = _fresh(function, target)
     provenance: list[dict[str, Any]] = []
     for kernel in function.kernels:
         view = View(sch, kernel.name, target.machine)
@@ -61,15 +63,20 @@ def schedule(instance: Instance, function: FunctionPlan, target: BuildTarget) ->
         record = lookup(record_key(instance, function.name, kernel.name, rule, target))
         decide = Fixed(record.decisions if record else ())
         source = record.source if record else "default"
+        # What was tried in vain leaves its marks in the schedule: each further attempt starts from a fresh one.
         try:
             rule.apply(view, decide)
         except Exception as error:  # a stale record may also make one of TVM's primitives raise
-            if not record:
-                raise
-            warnings.warn(f"tuning record {record.key.id} does not fit {function.name}.{kernel.name} ({error}); its default is used", stacklevel=2)
-            sch = _again(sch, mod, function, kernel, target, provenance)
-            view, decide, record, source = View(sch, kernel.name, target.machine), Fixed(), None, "default"
-            rule.apply(view, decide)
+            if record:
+                warnings.warn(
+                    f"tuning record {record.key.id} does not fit {function.name}.{kernel.name} ({error}); its default is used", stacklevel=2
+                )
+            sch = _again(function, kernel, target, provenance)
+            rule, decide, source = _default_or_plain(sch, kernel, rule if record else PLAIN, target, error), Fixed(), "default"
+            if rule is not PLAIN:
+                sch = _again(function, kernel, target, provenance)
+                rule.apply(View(sch, kernel.name, target.machine), decide)
+            record = None
         provenance.append(
             {
                 "function": function.name,
@@ -83,12 +90,28 @@ def schedule(instance: Instance, function: FunctionPlan, target: BuildTarget) ->
     return Scheduled(sch.mod, sch.trace, provenance)
 
 
-def _again(sch: Any, mod: tvm.IRModule, function: FunctionPlan, stop: Any, target: BuildTarget, done: list[dict[str, Any]]) -> Any:
-    """A fresh schedule with the kernels before `stop` scheduled as they were: a rule that failed half-way leaves its marks."""
-    fresh = s_tir.Schedule(mod, debug_mask=0)
+def _default_or_plain(sch: Any, kernel: Any, rule: Any, target: BuildTarget, error: Exception) -> Any:
+    """`rule` if its default fits the kernel, tried on the scratch schedule `sch`; else `PLAIN`: slow, never broken."""
+    try:
+        rule.apply(View(sch, kernel.name, target.machine), Fixed())
+    except Exception as again:
+        error = again
+        rule = PLAIN
+    if rule is PLAIN:
+        LOG.warning("kernel %s runs as it was planned, unscheduled: %s", kernel.name, str(error).strip().splitlines()[-1])
+    return rule
+
+
+def _again(function: FunctionPlan, stop: Any, target: BuildTarget, done: list[dict[str, Any]]) -> Any:
+    """A fresh schedule with the kernels before `stop` scheduled as they were."""
+    fresh = _fresh(function, target)
     for kernel, made in zip(function.kernels, done, strict=False):
         if kernel is stop:
             break
-        view = View(fresh, kernel.name, target.machine)
-        rule_for(view, target.kind).apply(view, Fixed(list(made["decisions"].values())))
+        by_name(made["rule"]).apply(View(fresh, kernel.name, target.machine), Fixed(list(made["decisions"].values())))
     return fresh
+
+
+def _fresh(function: FunctionPlan, target: BuildTarget) -> Any:
+    """A schedule of the function as planned.  Emitted anew each time: a schedule changes parts of the module it was made of."""
+    return s_tir.Schedule(tvm.IRModule({"main": function.prim_func(MATH.get(target.kind))}), debug_mask=0)
