@@ -16,6 +16,9 @@ from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
 
+STEP_CHUNK = 16
+"""A step that can be differentiated is a tile with one position that exists; tiles of one have no gradient yet."""
+
 
 class LinearAttentionState(NamedTuple):
     """The past of a normalised causal linear attention.
@@ -141,6 +144,8 @@ def linear_attention(
     if decay is not None:
         _check_decay("decay", decay, (1, 3), "[H] or [B, T, H]")
     kind: Literal["none", "head", "token"] = "none" if decay is None else "head" if decay.dim() == 1 else "token"
+    if chunk == 1:
+        raise ArgumentError("chunk is 1, must be at least 2; 64 is the usual one")
     config = Config(causal, scale, kind, normalize, initial_state is not None, return_state, chunk)
     tensors = {"q": q, "k": k, "v": v} | ({} if decay is None else {"decay": decay})
     if initial_state is not None:
@@ -184,7 +189,7 @@ def linear_attention_step(
         _check_decay("decay", decay, (1, 2), "[H] or [B, H]")
         kind = "head" if decay.dim() == 1 else "token"
         tensors["decay"] = decay if kind == "head" else decay.unsqueeze(1)
-    config = Config(True, scale, kind, normalize, initial_state=True, return_state=True, chunk=1)
+    config = Config(True, scale, kind, normalize, initial_state=True, return_state=True, chunk=STEP_CHUNK)
     o, *after = _call(config, tensors | fields)
     return o.squeeze(1), _state(after)
 
