@@ -144,8 +144,8 @@ def linear_attention(
     if decay is not None:
         _check_decay("decay", decay, (1, 3), "[H] or [B, T, H]")
     kind: Literal["none", "head", "token"] = "none" if decay is None else "head" if decay.dim() == 1 else "token"
-    if chunk == 1:
-        raise ArgumentError("chunk is 1, must be at least 2; 64 is the usual one")
+    if chunk == 1 and (return_state or initial_state is not None):
+        raise ArgumentError("chunk is 1 beside a state, must be at least 2 there; 64 is the usual one")
     config = Config(causal, scale, kind, normalize, initial_state is not None, return_state, chunk)
     tensors = {"q": q, "k": k, "v": v} | ({} if decay is None else {"decay": decay})
     if initial_state is not None:
