@@ -53,7 +53,7 @@ def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, s: Tensor, 
     def row(b: Any, t: Any, h: Any, e: Any) -> Any:
         c, i = floordiv(t, C), floormod(t, C)
         zero = const(0, dims.acc)  # no slot holds anything
-        return if_then_else(total[b, h, c, i] != zero, O[b, h, c, i, e] / total[b, h, c, i], zero).astype(dims.io)
+        return if_then_else(total[b, h, c, i] != zero, O[b, h, c, i, e], zero).astype(dims.io)
 
     return compute(v.shape, row, name="o"), *states
 
@@ -137,7 +137,10 @@ def softmax(dims: Any, L: Tensor, present: Any) -> tuple[Tensor, Tensor]:
     top = stop_gradient(compute(rows, lambda b, h, c, i: reduce_max(low[b, h, c, i, n.var], n), name="L_max"))
     weight = lambda b, h, c, i, n: where((b, h, c, i, n), exp(L[b, h, c, i, n] - top[b, h, c, i]), zero)
     U = compute(L.shape, weight, name="U")
-    return U, compute(rows, lambda b, h, c, i: reduce_sum(U[b, h, c, i, m.var], m), name="total")
+    total = compute(rows, lambda b, h, c, i: reduce_sum(U[b, h, c, i, m.var], m), name="total")
+    # Normalised before the second pass: the gradient of L is then p (dp - <p, dp>), which cancels better than that of a quotient.
+    share = lambda b, h, c, i, n: if_then_else(total[b, h, c, i] != zero, U[b, h, c, i, n] / total[b, h, c, i], zero)
+    return compute(L.shape, share, name="P"), total
 
 
 def before(config: Any, dims: Any, weights: Any, X: Tensor, initial: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
