@@ -55,8 +55,8 @@ def spilled(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
     def on_stack(alloc: Any) -> Any:
         extents = [const_int(n) for n in alloc.buffer.shape]
-        known = all(n is not None and n > 0 for n in extents)
-        small = known and math.prod(extents) * dtype_bytes(str(alloc.buffer.dtype)) <= LARGEST_ON_STACK
+        static = [n for n in extents if n is not None and n > 0]
+        small = len(static) == len(extents) and math.prod(static) * dtype_bytes(str(alloc.buffer.dtype)) <= LARGEST_ON_STACK
         return tirx.AllocBuffer(alloc.buffer, annotations={**alloc.annotations, **ON_STACK}) if small else alloc
 
     body = tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, on_stack))
