@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tilegen.build.host import host_name
 
@@ -28,7 +28,3 @@ def load_or_compile(instance: Instance) -> Bundle:
     from tilegen.build import cached
 
     return cached.load_or_compile(instance)
-
-
-def __getattr__(name: str) -> Any:
-    raise AttributeError(f"module 'tilegen.build' has no attribute {name!r}")

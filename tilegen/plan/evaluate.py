@@ -30,6 +30,7 @@ from tilegen.expression.walkers import (
     variables,
 )
 from tilegen.plan import stages
+from tilegen.plan.access import matches
 from tilegen.plan.keep import keep
 from tilegen.plan.kernel import Kernel
 
@@ -92,8 +93,7 @@ class Evaluator:
         if stages.kind(anchor) == "reduce":
             return identity(stages.reduction(anchor), str(anchor.dtype))
         initial = scan_inputs(anchor.op).get("initial")
-        kind = {"logsumexp": "max"}.get(scan_spec(anchor.op).kind, scan_spec(anchor.op).kind)
-        return identity(kind, str(anchor.dtype)) if initial is None else self.math(self.element(initial, self.point))
+        return identity(scan_spec(anchor.op).kind, str(anchor.dtype)) if initial is None else self.math(self.element(initial, self.point))
 
     def advance(self, anchor: te.Tensor) -> Any:
         """The state of `anchor` after this step."""
@@ -114,9 +114,8 @@ class Evaluator:
         spec = scan_spec(scan.op)
         if not spec.reset:
             return self.previous[scan]
-        kind = {"logsumexp": "max"}.get(spec.kind, spec.kind)
         start = self._broadcast(scan_inputs(scan.op)["reset"])
-        return tirx.Select(start != 0, identity(kind, str(scan.dtype)), self.previous[scan])
+        return tirx.Select(start != 0, identity(spec.kind, str(scan.dtype)), self.previous[scan])
 
     def reduce_step(self, anchor: te.Tensor, steps: Sequence[Any]) -> Any:
         """The accumulator of a reduction after adding the element at `steps`."""
@@ -152,9 +151,8 @@ class Evaluator:
         """The state of a scan after the element at `indices`, given the one before."""
         spec, dtype = scan_spec(scan.op), str(scan.dtype)
         if spec.reset:
-            kind = {"logsumexp": "max"}.get(spec.kind, spec.kind)
             start = self.element(sources["reset"], _broadcast_indices(sources["reset"], indices))
-            before = tirx.Select(start != 0, identity(kind, dtype), before)
+            before = tirx.Select(start != 0, identity(spec.kind, dtype), before)
         if spec.decay:
             before = before * self.element(sources["decay"], _broadcast_indices(sources["decay"], indices))
         return self.math(combine(spec.kind, before, self.element(sources["x"], indices)))
@@ -164,9 +162,8 @@ class Evaluator:
     ) -> Any:
         """An element of a scan that reads its result back: at `here`, with the element before at `there`."""
         spec = scan_spec(scan.op)
-        kind = {"logsumexp": "max"}.get(spec.kind, spec.kind)
         initial = sources.get("initial")
-        start = identity(kind, str(scan.dtype))
+        start = identity(spec.kind, str(scan.dtype))
         if initial is not None:
             start = self.element(initial, [i for k, i in enumerate(here) if k != spec.axis])
         if not spec.exclusive:
@@ -176,7 +173,7 @@ class Evaluator:
         if not spec.reset:
             return value
         starts = self.element(sources["reset"], _broadcast_indices(sources["reset"], here))
-        return tirx.Select(starts != 0, identity(kind, str(scan.dtype)), value)
+        return tirx.Select(starts != 0, identity(spec.kind, str(scan.dtype)), value)
 
     # ---------------------------------------------------------------- elements
 
@@ -197,7 +194,7 @@ class Evaluator:
             return self.previous[anchor]
         if stages.kind(anchor) == "reduce":
             raise PlanError(f"kernel '{self.kernel.name}' reads its own reduction '{anchor.op.name}' before it is complete")
-        if self._same(indices, self.full):
+        if matches(indices, self.full):
             return self._before(anchor) if scan_spec(anchor.op).exclusive else self.advance(anchor)
         return self.previous[anchor]
 
@@ -221,9 +218,6 @@ class Evaluator:
 
     def _broadcast(self, tensor: te.Tensor) -> Any:
         return self.element(tensor, _broadcast_indices(tensor, self.full))
-
-    def _same(self, a: Sequence[Any], b: Sequence[Any]) -> bool:
-        return len(a) == len(b) and all(stages.equal(x, y) for x, y in zip(a, b, strict=True))
 
     def _here(self, indices: Sequence[Any]) -> tuple[Any, ...] | None:
         """Which of the point's own indices these are, in order (constants aside); None for an element elsewhere.
