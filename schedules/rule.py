@@ -79,6 +79,42 @@ class Machine:
     l1_bytes: int = 32 * 1024
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """What rules and lowerings may know of a GPU.
+
+    Parameters
+    ----------
+    capability : compute capability times ten: 80, 90.
+    processors : streaming multiprocessors.
+    shared_bytes : shared memory that one block may use after opting in.
+    shared_total : shared memory of one multiprocessor.
+    registers : 32-bit registers of one multiprocessor.
+    """
+
+    capability: int = 90
+    processors: int = 132
+    shared_bytes: int = 232448
+    shared_total: int = 233472
+    registers: int = 65536
+
+
+class DeviceRule(Protocol):
+    """One way to run a pattern on a GPU: `decide` chooses the sizes by which the planner's lowering writes the kernel.
+
+    `version` changes whenever old decisions would mean something else.
+    """
+
+    name: str
+    version: int
+
+    def fits(self, kernel: Any) -> bool:
+        """Whether the rule can run this kernel of a plan."""
+
+    def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
+        """The decisions for this kernel, each through `decide`."""
+
+
 @dataclass
 class View:
     """One kernel inside a schedule: its blocks by role ("upd", "emit", "end")."""

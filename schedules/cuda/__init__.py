@@ -1,0 +1,1 @@
+"""Rules for NVIDIA GPUs: which sizes the lowerings of `tilegen.plan.gpu` take for a pattern on a machine."""
