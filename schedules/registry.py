@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from typing import Any
+
 from tilegen.errors import ScheduleError
 from tilegen.schedules.llvm.map import Map
 from tilegen.schedules.llvm.reduce import Reduce
 from tilegen.schedules.llvm.tile import Tile
 from tilegen.schedules.llvm.walk import Walk
-from tilegen.schedules.rule import Decide, Rule, View
+from tilegen.schedules.rule import Decide, DeviceRule, Rule, View
 
 
 class Plain:
@@ -27,6 +31,26 @@ class Plain:
 PLAIN = Plain()
 
 RULES: dict[str, list[Rule]] = {"llvm": [Tile(), Walk(), Map(), Reduce()]}
+
+
+GPU_PATTERNS = ("tile", "walk", "reduce", "map")
+
+
+def _device_rules(kind: str) -> list[DeviceRule]:
+    """The `RULES` of every pattern's module, in the order in which they are asked."""
+    modules = [f"tilegen.schedules.{kind}.{name}" for name in GPU_PATTERNS]
+    return [rule for name in modules if importlib.util.find_spec(name) for rule in importlib.import_module(name).RULES]
+
+
+DEVICE_RULES: dict[str, list[DeviceRule]] = {"cuda": _device_rules("cuda")}
+
+
+def device_rule_for(kernel: Any, kind: str) -> DeviceRule:
+    """The rule that decides the sizes of `kernel`, one of a plan, on a GPU of `kind`."""
+    for rule in DEVICE_RULES.get(kind, []):
+        if rule.fits(kernel):
+            return rule
+    raise ScheduleError(f"no rule for '{kind}' fits kernel '{kernel.name}', a {kernel.pattern}")
 
 
 def rule_for(view: View, kind: str) -> Rule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,28 @@ def functions_of(instance: Instance, wanted: tuple[str, ...]) -> dict[str, tuple
     return found
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Scheduled functions by symbol, the manifest's view of each by name, and where the decisions of each kernel came from."""
+
+    parts: dict[str, Any]
+    entries: dict[str, EntryPoint]
+    provenance: list[dict[str, Any]]
+
+
+def scheduled_parts(instance: Instance, functions: tuple[str, ...], target: BuildTarget) -> Parts:
+    """Plan and schedule `functions` of `instance`."""
+    target.check(instance.dtype)
+    parts, entries, provenance = {}, {}, []
+    for name, (owner, function) in functions_of(instance, functions).items():
+        scheduled = schedule(owner, function, target)
+        symbol = f"tilegen_{name}"
+        parts[symbol] = scheduled.mod["main"].with_attr("global_symbol", symbol)
+        entries[name] = entry(symbol, function)
+        provenance += [made | {"function": name} for made in scheduled.provenance]
+    return Parts(parts, entries, provenance)
+
+
 def compile(instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...]) -> Path:  # noqa: A001
     """Compile `instance` into the bundle folder `out`, which must exist and be empty.
 
@@ -42,25 +65,19 @@ def compile(instance: Instance, out: Path, *, target: str | None = None, functio
         Of the stage that failed: expression, autodiff, plan, schedule, target or build.
     """
     chosen = resolve(target)
-    parts, entries, provenance = {}, {}, []
-    for name, (owner, function) in functions_of(instance, functions).items():
-        scheduled = schedule(owner, function, chosen)
-        symbol = f"tilegen_{name}"
-        parts[symbol] = scheduled.mod["main"].with_attr("global_symbol", symbol)
-        entries[name] = entry(symbol, function)
-        provenance += [made | {"function": name} for made in scheduled.provenance]
-    module = generate(parts, chosen)
+    made = scheduled_parts(instance, functions, chosen)
+    module = generate(made.parts, chosen)
     manifest = Manifest(
         op=instance.mechanism.name,
         config={k: v for k, v in vars(instance.config).items()},
         dtype=instance.dtype,
         static=dict(instance.static),
-        symbolic=tuple(instance.mechanism.symbolic),
+        symbolic=instance.symbolic,
         target=chosen.description,
-        functions=entries,
+        functions=made.entries,
         tilegen=tilegen.__version__,
         versions={name: _tvm.installed(name) or "" for name in ("apache-tvm", "apache-tvm-ffi")},
-        provenance=tuple(provenance),
+        provenance=tuple(made.provenance),
     )
     link.link(module, out / manifest.library)
     pack.write(out, manifest)

@@ -20,9 +20,9 @@ from tilegen.build.target import BuildTarget  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan import fastmath  # noqa: E402
 from tilegen.plan.plan import FunctionPlan  # noqa: E402
-from tilegen.schedules.registry import PLAIN, by_name, rule_for  # noqa: E402
+from tilegen.schedules.registry import PLAIN, by_name, device_rule_for, rule_for  # noqa: E402
 from tilegen.schedules.rule import Fixed, View  # noqa: E402
-from tilegen.tune.records import RecordKey, lookup  # noqa: E402
+from tilegen.tune.records import Record, RecordKey, lookup  # noqa: E402
 
 LOG = logging.getLogger("tilegen")
 
@@ -31,7 +31,7 @@ MATH = {"llvm": fastmath.vectorisable}
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A scheduled module, its trace, and where each kernel's decisions came from."""
+    """A scheduled module, its trace (None for GPUs, where decisions say all), and where each kernel's decisions came from."""
 
     mod: tvm.IRModule
     trace: Any
@@ -55,6 +55,8 @@ def record_key(instance: Instance, function: str, kernel: str, rule: Any, target
 
 def schedule(instance: Instance, function: FunctionPlan, target: BuildTarget) -> Scheduled:
     """Schedule every kernel of `function`."""
+    if target.kind == "cuda":
+        return _launched(instance, function, target)
     sch = _fresh(function, target)
     provenance: list[dict[str, Any]] = []
     for kernel in function.kernels:
@@ -68,26 +70,63 @@ def schedule(instance: Instance, function: FunctionPlan, target: BuildTarget) ->
             rule.apply(view, decide)
         except Exception as error:  # a stale record may also make one of TVM's primitives raise
             if record:
-                warnings.warn(
-                    f"tuning record {record.key.id} does not fit {function.name}.{kernel.name} ({error}); its default is used", stacklevel=2
-                )
+                _unfit(record, function, kernel, error)
             sch = _again(function, kernel, target, provenance)
             rule, decide, source = _default_or_plain(sch, kernel, rule if record else PLAIN, target, error), Fixed(), "default"
             if rule is not PLAIN:
                 sch = _again(function, kernel, target, provenance)
                 rule.apply(View(sch, kernel.name, target.machine), decide)
             record = None
-        provenance.append(
-            {
-                "function": function.name,
-                "kernel": kernel.name,
-                "rule": rule.name,
-                "source": source,
-                "record": record.key.id if record else None,
-                "decisions": dict(decide.made),
-            }
-        )
+        provenance.append(_made(function, kernel, rule, source, record, decide))
     return Scheduled(sch.mod, sch.trace, provenance)
+
+
+def _launched(instance: Instance, function: FunctionPlan, target: BuildTarget) -> Scheduled:
+    """The function for a GPU: a rule decides the sizes of each kernel, the planner's lowering of its pattern writes it."""
+    params = [(arg.name, arg.tensor) for arg in function.args]
+    chosen: list[tuple[Any, dict[str, Any]]] = []
+    provenance: list[dict[str, Any]] = []
+
+    def written(kernels: list[tuple[Any, dict[str, Any]]]) -> Any:
+        from tilegen.plan.gpu.func import device_func
+
+        return device_func(params, kernels, target.machine, MATH.get(target.kind))
+
+    for kernel in function.kernels:
+        rule = device_rule_for(kernel, target.kind)
+        record = lookup(record_key(instance, function.name, kernel.name, rule, target))
+        decide = Fixed(record.decisions if record else ())
+        source = record.source if record else "default"
+        if record:
+            try:
+                decisions = rule.decide(kernel, target.machine, decide)
+                written([(kernel, decisions)])
+            except Exception as error:  # a stale record may ask for what the lowering refuses
+                _unfit(record, function, kernel, error)
+                record, source, decide = None, "default", Fixed()
+        if not record:
+            decisions = rule.decide(kernel, target.machine, decide)
+        chosen.append((kernel, decisions))
+        provenance.append(_made(function, kernel, rule, source, record, decide))
+    return Scheduled(tvm.IRModule({"main": written(chosen)}), None, provenance)
+
+
+def _made(function: FunctionPlan, kernel: Any, rule: Any, source: str, record: Record | None, decide: Fixed) -> dict[str, Any]:
+    """Where the decisions for a kernel came from, as the manifest says it."""
+    return {
+        "function": function.name,
+        "kernel": kernel.name,
+        "rule": rule.name,
+        "source": source,
+        "record": record.key.id if record else None,
+        "decisions": dict(decide.made),
+    }
+
+
+def _unfit(record: Record, function: FunctionPlan, kernel: Any, error: Exception) -> None:
+    warnings.warn(
+        f"tuning record {record.key.id} does not fit {function.name}.{kernel.name} ({error}); its default is used", stacklevel=3
+    )
 
 
 def _default_or_plain(sch: Any, kernel: Any, rule: Any, target: BuildTarget, error: Exception) -> Any:

@@ -1,0 +1,92 @@
+"""CUDA C++ text of planned functions: kernels, and the host functions that launch them through tvm-ffi.
+
+The lowerings of `tilegen.plan.gpu` write threads, shared memory and barriers themselves, so none of TVM's passes that place
+any of these runs here: they would merge buffers and drop or add barriers on assumptions that warp-wide loads do not keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tilegen import _tvm
+
+_tvm.ensure()
+
+import tvm  # noqa: E402
+from tvm import s_tir, tirx  # noqa: E402
+from tvm.backend.cuda.host import export_cuda_host  # noqa: E402
+from tvm.tirx import compilation_pipeline  # noqa: E402
+
+from tilegen.build.divisions import TruncateDivisions  # noqa: E402
+from tilegen.build.pipeline import SpillKept  # noqa: E402
+from tilegen.build.target import BuildTarget, resolve  # noqa: E402
+from tilegen.errors import BuildError  # noqa: E402
+from tilegen.mechanisms import Instance  # noqa: E402
+
+NAME = "tilegen_cuda"
+
+# Loops to unroll are left to nvcc, under `#pragma unroll`: the text stays readable, and arrays of registers stay registers.
+OPTIONS = {"tirx.UnrollLoop": {"explicit_unroll": False}}
+
+
+def _factory() -> tuple[Any, Any, Any]:
+    body = [
+        SpillKept,
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        TruncateDivisions,
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.MakePackedAPI(),
+        tirx.transform.BF16StorageLegalize(),
+    ]
+    # TVM calls the first of the results as a pass, the other two to get a pass.
+    host = [tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()]
+    device = [tirx.transform.StmtSimplify(), tirx.transform.LowerIntrin()]
+    return tvm.transform.Sequential(body), lambda: tvm.transform.Sequential(host), lambda: tvm.transform.Sequential(device)
+
+
+compilation_pipeline.register_tir_pipeline(NAME, _factory)
+
+
+def generate(parts: Mapping[str, Any], target: BuildTarget) -> str:
+    """The text of functions by symbol, one translation unit.
+
+    Raises
+    ------
+    BuildError
+        When code generation fails.
+    """
+    try:
+        with tvm.transform.PassContext(opt_level=3, config=OPTIONS):
+            module = tvm.compile(tvm.IRModule(dict(parts)), target=target.tvm, tir_pipeline=NAME).mod
+        return export_cuda_host(module)
+    except Exception as error:
+        raise BuildError(f"code generation for {target.description['arch']} failed: {error}") from error
+
+
+def source(instance: Instance, target: str | BuildTarget, functions: tuple[str, ...] = ("forward", "backward", "step")) -> str:
+    """The CUDA C++ text that nvcc or NVRTC compiles for `functions` of `instance`; ``tilegen_<function>`` is the symbol of each.
+
+    Parameters
+    ----------
+    target : "sm_90" (no card needed), "cuda", or a resolved target of that kind.
+    functions : which of forward, backward and step; step is left out where the operator has none.
+
+    Raises
+    ------
+    TilegenError
+        Of the stage that failed.
+    """
+    from tilegen.build.library import scheduled_parts
+
+    chosen = resolve(target) if isinstance(target, str) else target
+    return generate(scheduled_parts(instance, functions, chosen).parts, chosen)
