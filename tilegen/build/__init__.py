@@ -16,7 +16,7 @@ __all__ = ["compile", "host_name", "load_or_compile"]
 FUNCTIONS = ("forward", "backward", "step")
 
 
-def compile(instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...] = FUNCTIONS) -> Path:  # noqa: A001
+def compile(instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...] = FUNCTIONS) -> Path:
     """Compile `instance` into the bundle folder `out`; see `tilegen.build.library.compile`."""
     from tilegen.build import library
 

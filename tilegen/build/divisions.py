@@ -64,6 +64,6 @@ def truncated(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 @tirx.transform.prim_func_pass(opt_level=0)
-def TruncateDivisions(func: tirx.PrimFunc, mod: tvm.IRModule, context: Any) -> tirx.PrimFunc:  # noqa: N802 - TVM's naming of passes
+def TruncateDivisions(func: tirx.PrimFunc, mod: tvm.IRModule, context: Any) -> tirx.PrimFunc:
     """See `truncated`."""
     return truncated(func)

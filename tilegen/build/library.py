@@ -56,7 +56,7 @@ def scheduled_parts(instance: Instance, functions: tuple[str, ...], target: Buil
     return Parts(parts, entries, provenance)
 
 
-def compile(instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...]) -> Path:  # noqa: A001
+def compile(instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...]) -> Path:
     """Compile `instance` into the bundle folder `out`, which must exist and be empty.
 
     Raises
@@ -69,7 +69,7 @@ def compile(instance: Instance, out: Path, *, target: str | None = None, functio
     module = generate(made.parts, chosen)
     manifest = Manifest(
         op=instance.mechanism.name,
-        config={k: v for k, v in vars(instance.config).items()},
+        config=dict(vars(instance.config)),
         dtype=instance.dtype,
         static=dict(instance.static),
         symbolic=instance.symbolic,

@@ -65,7 +65,7 @@ def spilled(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 @tirx.transform.prim_func_pass(opt_level=0)
-def SpillKept(func: tirx.PrimFunc, mod: tvm.IRModule, context: Any) -> tirx.PrimFunc:  # noqa: N802 - TVM's naming of passes
+def SpillKept(func: tirx.PrimFunc, mod: tvm.IRModule, context: Any) -> tirx.PrimFunc:
     """See `spilled`."""
     return spilled(func)
 
@@ -78,7 +78,7 @@ def _factory() -> tuple[Any, Any, Any]:
 compilation_pipeline.register_tir_pipeline(NAME, _factory)
 
 
-def compile(mod: tvm.IRModule, target: Any) -> Any:  # noqa: A001
+def compile(mod: tvm.IRModule, target: Any) -> Any:
     """Machine code for a scheduled module."""
     # TVM's elimination of common subexpressions binds casts of indices to floats, on which its analyzer dies; LLVM has its own.
     with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_cse_tir": True}):
