@@ -6,8 +6,10 @@ any of these runs here: they would merge buffers and drop or add barriers on ass
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tilegen import _tvm
 
@@ -18,11 +20,15 @@ from tvm import s_tir, tirx  # noqa: E402
 from tvm.backend.cuda.host import export_cuda_host  # noqa: E402
 from tvm.tirx import compilation_pipeline  # noqa: E402
 
+from tilegen.build import nvcc  # noqa: E402
 from tilegen.build.divisions import TruncateDivisions  # noqa: E402
 from tilegen.build.pipeline import SpillKept  # noqa: E402
 from tilegen.build.target import BuildTarget, resolve  # noqa: E402
 from tilegen.errors import BuildError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
+
+if TYPE_CHECKING:
+    from tilegen.build.library import Parts
 
 NAME = "tilegen_cuda"
 
@@ -71,6 +77,34 @@ def generate(parts: Mapping[str, Any], target: BuildTarget) -> str:
         return export_cuda_host(module)
     except Exception as error:
         raise BuildError(f"code generation for {target.description['arch']} failed: {error}") from error
+
+
+def build(made: Parts, target: BuildTarget, out: Path) -> dict[str, str]:
+    """Compile scheduled functions into the library `out`; each kernel's entry in the provenance gets what the compiler says of it.
+
+    Returns
+    -------
+    dict
+        The version of the CUDA compiler, by name.
+    """
+    resources = nvcc.compile(generate(made.parts, target), out, target.description["archs"])
+    for name, entry in made.entries.items():
+        kernels = [kernel for kernel in made.provenance if kernel["function"] == name]
+        launches = _launches(entry.symbol, resources)
+        for i, kernel in enumerate(kernels):
+            # A lowering makes one launch; where one made more, every kernel of the function is said to be all of them.
+            own = [launches[i]] if len(launches) == len(kernels) else launches
+            kernel["compiled"] = [each.as_dict() for launch in own for each in sorted(launch, key=lambda each: each.arch)]
+    return {"cuda": nvcc.release(nvcc.find() or "")}
+
+
+def _launches(symbol: str, resources: list[nvcc.Resources]) -> list[list[nvcc.Resources]]:
+    """What a function launches, in order, each on every architecture: ``<symbol>_kernel``, ``<symbol>_kernel_1``, ..."""
+    found: dict[int, list[nvcc.Resources]] = {}
+    for each in resources:
+        if match := re.fullmatch(rf"{symbol}_kernel(?:_(\d+))?", each.kernel):
+            found.setdefault(int(match[1] or 0), []).append(each)
+    return [found[number] for number in sorted(found)]
 
 
 def source(instance: Instance, target: str | BuildTarget, functions: tuple[str, ...] = ("forward", "backward", "step")) -> str:

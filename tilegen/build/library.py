@@ -23,6 +23,9 @@ from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan.plan import FunctionPlan, plan, shape_text  # noqa: E402
 
 
+LIBRARY = "lib.so"
+
+
 def functions_of(instance: Instance, wanted: tuple[str, ...]) -> dict[str, tuple[Instance, FunctionPlan]]:
     """The planned functions of a bundle, by name."""
     found: dict[str, tuple[Instance, FunctionPlan]] = {}
@@ -66,7 +69,14 @@ def compile(instance: Instance, out: Path, *, target: str | None = None, functio
     """
     chosen = resolve(target)
     made = scheduled_parts(instance, functions, chosen)
-    module = generate(made.parts, chosen)
+    versions = {name: _tvm.installed(name) or "" for name in ("apache-tvm", "apache-tvm-ffi")}
+    library = out / LIBRARY
+    if chosen.kind == "cuda":
+        from tilegen.build import cuda
+
+        versions |= cuda.build(made, chosen, library)
+    else:
+        link.link(generate(made.parts, chosen), library)
     manifest = Manifest(
         op=instance.mechanism.name,
         config=dict(vars(instance.config)),
@@ -76,10 +86,10 @@ def compile(instance: Instance, out: Path, *, target: str | None = None, functio
         target=chosen.description,
         functions=made.entries,
         tilegen=tilegen.__version__,
-        versions={name: _tvm.installed(name) or "" for name in ("apache-tvm", "apache-tvm-ffi")},
+        versions=versions,
         provenance=tuple(made.provenance),
+        library=LIBRARY,
     )
-    link.link(module, out / manifest.library)
     pack.write(out, manifest)
     return out
 

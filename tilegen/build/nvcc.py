@@ -1,0 +1,164 @@
+"""CUDA C++ text to a shared library by nvcc, and what ptxas says about each kernel.
+
+The library holds machine code of every architecture asked for and the CUDA runtime itself; it calls tvm-ffi and the driver.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tilegen.errors import BuildError
+
+_TIMEOUT = 1800  # seconds; large kernels take minutes to optimise
+_OPTIONS = (
+    "-std=c++17",
+    "-O3",
+    "-shared",
+    # Nothing but the entry points is seen from outside: two libraries in one process have functions of the same names.
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden",
+    "-Xlinker=-z,noexecstack,--build-id=none",
+    "-cudart=static",
+    "--ptxas-options=-v",
+    # Unused functions, and statements without effect, are normal in generated text.
+    "-diag-suppress=174,177",
+)
+# Contraction of a*b+c into one instruction stays on, as in torch's own kernels; --use_fast_math, which flushes subnormal
+# numbers and approximates division and square roots, stays off.
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas reports of one kernel on one architecture: registers of a thread, bytes of its stack and of spills, static shared
+    memory of a block in bytes."""
+
+    kernel: str
+    arch: str
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a manifest holds it."""
+        return asdict(self)
+
+
+def find() -> str | None:
+    """The path of nvcc: ``$CUDACXX``, ``PATH``, ``$CUDA_HOME``, ``$CUDA_PATH``, the pip wheel nvidia-cuda-nvcc, or
+    ``/usr/local/cuda``; None when it is nowhere.
+
+    Raises
+    ------
+    BuildError
+        When ``$CUDACXX`` is set to what is no program.
+    """
+    if chosen := os.environ.get("CUDACXX"):
+        if path := shutil.which(chosen):
+            return path
+        raise BuildError(f"CUDACXX is {chosen!r}, which is not a program; unset it or set it to the path of nvcc")
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    candidates = ["nvcc", *(f"{home}/bin/nvcc" for home in homes), *_wheels(), "/usr/local/cuda/bin/nvcc"]
+    return next((path for candidate in candidates if (path := shutil.which(candidate))), None)
+
+
+def _wheels() -> list[str]:
+    """Where pip installs nvcc: ``nvidia/cu13/bin/nvcc`` beside the other wheels of that name."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    return [path for root in roots for path in sorted(glob.glob(f"{root}/*/bin/nvcc"), reverse=True)]
+
+
+def compile(source: str, out: Path, archs: Sequence[str]) -> list[Resources]:
+    """Compile one translation unit into the shared library `out`.
+
+    Parameters
+    ----------
+    source : CUDA C++ text with kernels and launchers; see `tilegen.build.cuda.generate`.
+    archs : "sm_80", "sm_90", ...: machine code for each of them.
+
+    Raises
+    ------
+    BuildError
+        When there is no nvcc, it does not know an architecture, or it fails.
+    """
+    path = find()
+    if path is None:
+        raise BuildError(
+            "no nvcc was found (looked at $CUDACXX, PATH, $CUDA_HOME, the Python package nvidia-cuda-nvcc and /usr/local/cuda); "
+            "install the CUDA toolkit, or its compiler alone: pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
+        )
+    codes = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (arch.removeprefix("sm_") for arch in archs)]
+    with tempfile.TemporaryDirectory(prefix="tilegen-nvcc-") as folder:
+        text = Path(folder) / "kernels.cu"
+        text.write_text(source)
+        threads = [f"--threads={len(archs)}"] if len(archs) > 1 else []
+        command = [path, *_OPTIONS, *threads, *codes, f"-I{_include()}", "-o", str(out), str(text)]
+        said = _run(command)
+    return parse(said)
+
+
+def parse(said: str) -> list[Resources]:
+    """The resources of every kernel in what ``ptxas -v`` printed."""
+    found = []
+    header = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
+    starts = [*header.finditer(said)]
+    for start, end in zip(starts, [*(m.start() for m in starts[1:]), len(said)], strict=True):
+        part = said[start.end() : end]
+
+        def number(pattern: str, part: str = part) -> int:
+            match = re.search(pattern, part)
+            return int(match[1]) if match else 0
+
+        found.append(
+            Resources(
+                kernel=start[1],
+                arch=start[2],
+                registers=number(r"Used (\d+) registers"),
+                stack=number(r"(\d+) bytes stack frame"),
+                spill_stores=number(r"(\d+) bytes spill stores"),
+                spill_loads=number(r"(\d+) bytes spill loads"),
+                shared=number(r"(\d+) bytes smem"),
+            )
+        )
+    return found
+
+
+def release(path: str) -> str:
+    """The release of the nvcc at `path`, "13.0"; empty when it does not say."""
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    match = re.search(r"release (\d+\.\d+)", said)
+    return match[1] if match else ""
+
+
+def _include() -> str:
+    import tvm_ffi
+
+    return str(tvm_ffi.libinfo.find_include_path())
+
+
+def _run(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"nvcc failed: {error}; command: {shlex.join(command)}") from error
+    said = done.stdout + done.stderr
+    if done.returncode:
+        wrong = [line for line in said.splitlines() if "error" in line or "fatal" in line] or said.splitlines()
+        text = "\n".join(wrong[:20])
+        raise BuildError(f"nvcc failed with exit status {done.returncode}; command: {shlex.join(command)}\n{text}")
+    return said
