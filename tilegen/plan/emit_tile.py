@@ -28,6 +28,7 @@ from tilegen.expression.walkers import conjunction, const_int, substitute
 from tilegen.plan import stages
 from tilegen.plan.evaluate import Evaluator, MathRule, identity
 from tilegen.plan.frames import outer_rank
+from tilegen.plan.sums import emit_row_sum, is_row_sum
 from tilegen.plan.tiles import TileKernel
 from tilegen.schedules.rule import INNER
 
@@ -93,9 +94,9 @@ class TileEmitter:
         self.binding: dict[Any, Any] = {}  # block variables of the nest being emitted -> its loops
         self.rank = len(kernel.space)
         self.parallel = [k for k in range(self.rank) if k != kernel.walked]
-        self.local = {t: self._buffer(t.op.name, list(t.shape), t) for t in kernel.locals}
-        self.before = {t: self._buffer(f"{t.op.name}_before", self._unwalked(t), t) for t in kernel.anchors}
-        self.after = {t: self._buffer(f"{t.op.name}_after", self._unwalked(t), t) for t in kernel.anchors}
+        self.local = {t: self.buffer(t.op.name, list(t.shape), t) for t in kernel.locals}
+        self.before = {t: self.buffer(f"{t.op.name}_before", self._unwalked(t), t) for t in kernel.anchors}
+        self.after = {t: self.buffer(f"{t.op.name}_after", self._unwalked(t), t) for t in kernel.anchors}
 
     def emit(self) -> None:
         """The whole kernel."""
@@ -118,7 +119,7 @@ class TileEmitter:
             with T.sblock(f"scope_{kernel.name}_step"):
                 self._body([T.axis.spatial(n, index) for n, index in zip(kernel.space, at, strict=True)])
             for scan in kernel.anchors:
-                self._copy(self.after[scan], self.before[scan], self._parallel_at(at), self._inner_of(scan))
+                self._copy(self.after[scan], self.before[scan], self._parallel_at(at), self.inner_of(scan))
 
     def _body(self, at: list[Any]) -> None:
         own = {*self.kernel.locals, *self.kernel.anchors}
@@ -137,7 +138,7 @@ class TileEmitter:
 
     # ---------------------------------------------------------------- nests
 
-    def _nest(
+    def nest(
         self,
         role: str,
         at: Sequence[Any],
@@ -181,22 +182,28 @@ class TileEmitter:
         """A reduction over static axes into its local buffer."""
         over = stages.reduce_axes(tensor)
         kind, buffer = stages.reduction(tensor), self.local[tensor]
-        extents, ranges = self._inner_of(tensor), [axis.dom.extent for axis in over]
+        extents, ranges = self.inner_of(tensor), [axis.dom.extent for axis in over]
         identity_ = identity(kind, str(tensor.dtype))
         packed = self._packed(tensor, at)
         turned = self._turned(tensor, at)
 
-        def body(outer: list[Any], inner: list[Any], steps: list[Any], analyzer: sym.Analyzer) -> None:
+        def values_at(outer: list[Any], inner: list[Any], analyzer: sym.Analyzer) -> TileEvaluator:
             natural = self._values(outer, inner, analyzer, packed).buffers
             oriented = {source: Oriented(natural[source], copy, moved) for (source, moved), copy in turned.items()}
             for view in oriented.values():
                 view.column = inner[-1]
-            values = self._values(outer, inner, analyzer, {**packed, **oriented})
+            return self._values(outer, inner, analyzer, {**packed, **oriented})
+
+        def body(outer: list[Any], inner: list[Any], steps: list[Any], analyzer: sym.Analyzer) -> None:
             with T.init():
                 T.buffer_store(buffer, identity_, [*outer, *inner])
-            T.buffer_store(buffer, values.reduce_value(tensor, steps, buffer[(*outer, *inner)]), [*outer, *inner])
+            value = values_at(outer, inner, analyzer).reduce_value(tensor, steps, buffer[(*outer, *inner)])
+            T.buffer_store(buffer, value, [*outer, *inner])
 
-        self._nest("reduce", at, extents, ranges, body)
+        if is_row_sum(tensor):
+            emit_row_sum(self, tensor, at, values_at)
+            return
+        self.nest("reduce", at, extents, ranges, body)
 
     def _packed(self, tensor: te.Tensor, at: Sequence[Any]) -> dict[te.Tensor, Any]:
         """Pointwise operands of a reduction, computed once for the tile instead of once for every sum they enter."""
@@ -229,7 +236,7 @@ class TileEmitter:
         if (source, moved) in self.turned:
             return self.turned[source, moved]
         order = [k for k in range(len(source.shape)) if k != moved] + [moved]
-        buffer = self._buffer(f"{source.op.name}_turned", [source.shape[k] for k in order], source)
+        buffer = self.buffer(f"{source.op.name}_turned", [source.shape[k] for k in order], source)
 
         def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
             natural: list[Any] = [*outer, *([None] * len(inner))]
@@ -237,7 +244,7 @@ class TileEmitter:
                 natural[k] = var
             T.buffer_store(buffer, self._values(outer, inner, analyzer).element(source, natural), [*outer, *inner])
 
-        self._nest("turn", at, [source.shape[k] for k in order[self.rank :]], [], body)
+        self.nest("turn", at, [source.shape[k] for k in order[self.rank :]], [], body)
         self.turned[source, moved] = buffer
         return buffer
 
@@ -253,13 +260,13 @@ class TileEmitter:
         """A pointwise stage into a local buffer; computed once a step."""
         if tensor in self.local:
             return self.local[tensor]
-        buffer = self._buffer(tensor.op.name, list(tensor.shape), tensor)
+        buffer = self.buffer(tensor.op.name, list(tensor.shape), tensor)
 
         def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
             values = self._values(outer, inner, analyzer)
             T.buffer_store(buffer, values.value_at(tensor, [*outer, *inner]), [*outer, *inner])
 
-        self._nest("map", at, self._inner_of(tensor), [], body)
+        self.nest("map", at, self.inner_of(tensor), [], body)
         self.local[tensor] = buffer
         return buffer
 
@@ -267,7 +274,7 @@ class TileEmitter:
         """A scan inside the tile: the element before is read back from the result."""
         spec, sources, buffer = scan_spec(tensor.op), scan_inputs(tensor.op), self.local[tensor]
         axis = spec.axis - self.rank
-        extents = self._inner_of(tensor)
+        extents = self.inner_of(tensor)
         length = extents[axis]
         order = [*[k for k in range(len(extents)) if k != axis], axis]
 
@@ -284,7 +291,7 @@ class TileEmitter:
             values = self._values(outer, inner, analyzer)
             T.buffer_store(buffer, values.scan_value(tensor, sources, here, there, step == 0, buffer), here)
 
-        self._nest("scan", at, [extents[k] for k in order], [], body)
+        self.nest("scan", at, [extents[k] for k in order], [], body)
 
     # ---------------------------------------------------------------- walked states
 
@@ -298,7 +305,7 @@ class TileEmitter:
             value = identity(kind, str(scan.dtype)) if initial is None else values.value_at(initial, [*place, *inner])
             T.buffer_store(self.before[scan], value, [*place, *inner])
 
-        self._nest("start", at, self._inner_of(scan), [], body)
+        self.nest("start", at, self.inner_of(scan), [], body)
 
     def _advance(self, scan: te.Tensor, at: Sequence[Any]) -> None:
         sources = scan_inputs(scan.op)
@@ -312,7 +319,7 @@ class TileEmitter:
             value = values.walk_value(scan, sources, [*outer, *inner], self.before[scan][tuple(place)])
             T.buffer_store(self.after[scan], value, place)
 
-        self._nest("advance", at, self._inner_of(scan), [], body)
+        self.nest("advance", at, self.inner_of(scan), [], body)
 
     def _copy(self, source: Any, target: Any, at: Sequence[Any], extents: Sequence[Any]) -> None:
         full: list[Any] = [None] * self.rank
@@ -323,7 +330,7 @@ class TileEmitter:
             place = [*[o for o in outer if o is not None], *inner]
             T.buffer_store(target, source[tuple(place)], place)
 
-        self._nest("carry", full, extents, [], body)
+        self.nest("carry", full, extents, [], body)
 
     # ---------------------------------------------------------------- results
 
@@ -340,14 +347,14 @@ class TileEmitter:
             values.fixed = {axis: (place, outer[axis]) for axis, place in frame.fixed.items()}
             T.buffer_store(target, values.value_at(tensor, indices), indices)
 
-        self._nest("write", at, frame.inner_extents(tensor), [], body)
+        self.nest("write", at, frame.inner_extents(tensor), [], body)
 
     # ---------------------------------------------------------------- small things
 
     def _tiled(self, tensor: te.Tensor) -> bool:
         return outer_rank(tensor) == self.rank and stages.same_extents(list(tensor.shape)[: self.rank], self.kernel.space)
 
-    def _inner_of(self, tensor: te.Tensor) -> list[Any]:
+    def inner_of(self, tensor: te.Tensor) -> list[Any]:
         return list(tensor.shape)[self.rank :]
 
     def _unwalked(self, tensor: te.Tensor) -> list[Any]:
@@ -356,7 +363,7 @@ class TileEmitter:
     def _parallel_at(self, at: Sequence[Any]) -> list[Any]:
         return [at[k] for k in self.parallel]
 
-    def _buffer(self, name: str, shape: Sequence[Any], tensor: te.Tensor) -> Any:
+    def buffer(self, name: str, shape: Sequence[Any], tensor: te.Tensor) -> Any:
         buffer = T.sblock_alloc_buffer(list(shape) or [1], str(tensor.dtype))
         IRBuilder.name(f"{self.kernel.name}_{name.replace('.', '_')}", buffer)
         return buffer

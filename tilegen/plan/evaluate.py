@@ -124,10 +124,13 @@ class Evaluator:
 
     def reduce_value(self, anchor: te.Tensor, steps: Sequence[Any], before: Any) -> Any:
         """`before` combined with the element at `steps`."""
+        return combine(stages.reduction(anchor), before, self.term_value(anchor, steps))
+
+    def term_value(self, anchor: te.Tensor, steps: Sequence[Any]) -> Any:
+        """The element of a reduction at `steps`."""
         mapping = dict(zip(stages.axes(anchor), self.point, strict=True))
         mapping |= {axis.var: step for axis, step in zip(stages.reduce_axes(anchor), steps, strict=True)}
-        value = self._resolve(substitute(stages.body(anchor), mapping))
-        return combine(stages.reduction(anchor), before, self.math(value))
+        return self.math(self._resolve(substitute(stages.body(anchor), mapping)))
 
     def at_point(self, tensor: te.Tensor) -> Any:
         """The value of a stage with one element for every point (and step)."""
