@@ -1,0 +1,396 @@
+"""What a block of a tile kernel computes, stage by stage: which stages are held, how, and who reads them where.
+
+A stage is *held* when it needs loops of its own (a reduction, a scan, a state), when it is an operand of a contraction, or
+when it is costly and read more than once; everything else is computed where it is read.  Held stages live in registers (in
+a `Layout`), in shared memory, or both; which, follows from where they are read:
+
+* contractions leave their result in registers, and what is computed from it element by element stays there;
+* a sum or maximum over the columns of such a tile is a row vector, held by all lanes of the row;
+* an operand of a contraction comes from shared memory, unless it is in registers as the tensor cores want it;
+* a read anywhere else goes through shared memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tvm import ir, sym, te, tirx
+
+from tilegen.errors import PlanError
+from tilegen.expression.scan import scan_inputs, scan_spec
+from tilegen.expression.walkers import call_name, const_int, factors, find, is_load, load_indices, load_tensor, prim, substitute
+from tilegen.plan import stages
+from tilegen.plan.access import scan_reads, stage_reads
+from tilegen.plan.frames import outer_rank
+from tilegen.plan.gpu.layout import Layout, layout
+from tilegen.plan.tiles import TileKernel
+
+Way = Literal["flat", "fragment", "rows", "rowstat", "contract"]
+COSTLY = {"exp", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "pow", "erf"}
+NARROW = {"float16", "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Read:
+    """A read of a held stage: its inner indices in the reader's variables, and whether it is the step before."""
+
+    source: te.Tensor
+    at: tuple[Any, ...]
+    earlier: bool = False
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a contraction; `turned` when the contracted axis comes first in the stage."""
+
+    source: te.Tensor
+    turned: bool
+
+
+@dataclass(eq=False)
+class Node:
+    """One nest of the program.
+
+    Parameters
+    ----------
+    role : "load" (reads memory alone), "map", "reduce", "scan" (inside the tile), "state" (carried along the walk), "emit", "fused"
+        (a product that a state accumulates).
+    own, over : variables of its inner axes and of its reduced axes; extents : of both.
+    """
+
+    tensor: te.Tensor
+    role: str
+    own: list[Any]
+    extents: list[int]
+    over: list[Any] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    way: Way = "flat"
+    layout: Layout | None = None
+    operands: tuple[Operand, Operand] | None = None
+    position: int = 0
+    from_memory: bool = False
+
+    @property
+    def name(self) -> str:
+        """For generated code."""
+        return str(self.tensor.op.name).replace(".", "_")
+
+
+@dataclass(eq=False)
+class Held:
+    """Where a held stage lives."""
+
+    node: Node
+    registers: bool = False
+    wide: bool = False
+    narrow: bool = False
+    earlier: bool = False
+
+
+class Program:
+    """The nests of one step of a tile kernel, in order, and where each held stage lives."""
+
+    def __init__(self, kernel: TileKernel, memory: set[te.Tensor], warps: int, narrow: str | None):
+        self.kernel, self.memory, self.warps, self.narrow = kernel, memory, warps, narrow
+        self.rank = len(kernel.space)
+        self.analyzer = sym.Analyzer()
+        self.outer = [tirx.Var(f"o{k}", "int32") for k in range(self.rank)]
+        for var, extent in zip(self.outer, kernel.space, strict=True):
+            self.analyzer.bind(var, ir.Range(0, extent))
+        self.nodes: dict[te.Tensor, Node] = {}
+        self.emits: list[Node] = []
+        self._hold()
+        self._order()
+        # A result may read a state that only follows later in the order: as many passes as it takes.
+        for _ in range(3):
+            for node in self.steps:
+                self._way(node)
+        self._fuse()
+        self.held = {tensor: Held(node) for tensor, node in self.nodes.items()}
+        self._home()
+
+    # ---------------------------------------------------------------- which stages are held
+
+    def _hold(self) -> None:
+        kernel = self.kernel
+        self.operands: dict[te.Tensor, tuple[Operand, Operand]] = {}
+        kept = [*kernel.locals, *kernel.anchors]
+        for tensor in kernel.locals:
+            found = self._contraction(tensor)
+            if found:
+                self.operands[tensor] = found
+                kept += [side.source for side in found if side.source not in kept]
+        # A state whose step is computed point by point from a tile takes that tile as it is.
+        while True:
+            self.nodes = {}
+            self.direct: dict[te.Tensor, set[Any]] = {}
+            self.keep = set(kept)
+            for tensor in kept:
+                self.nodes[tensor] = self._node(tensor)
+            self.emits = [self._emit(tensor) for tensor in kernel.emits]
+            more = [
+                t for t, readers in self.direct.items() if len(readers) > 1 and t not in self.keep and _costly(t) and len(self.inner(t)) <= 2
+            ]
+            if not more:
+                return
+            kept += more
+
+    def inner(self, tensor: te.Tensor) -> list[int]:
+        """The extents inside the tile."""
+        return [int(const_int(n)) for n in list(tensor.shape)[self.rank :]]
+
+    def tiled(self, tensor: te.Tensor) -> bool:
+        """Whether a stage has one tile for every outer point of the kernel."""
+        return outer_rank(tensor) == self.rank and stages.same_extents(list(tensor.shape)[: self.rank], self.kernel.space)
+
+    def _contraction(self, tensor: te.Tensor) -> tuple[Operand, Operand] | None:
+        """The operands of a sum of products over one axis with a two-dimensional result, else None."""
+        if stages.kind(tensor) != "reduce" or stages.reduction(tensor) != "sum" or len(self.inner(tensor)) != 2:
+            return None
+        over, parts = stages.reduce_axes(tensor), factors(stages.body(tensor))
+        if len(over) != 1 or len(parts) != 2 or not all(is_load(p) for p in parts):
+            return None
+        own, step = stages.axes(tensor), over[0].var
+        rows, columns = own[self.rank :]
+        sides: dict[int, Operand] = {}
+        for part in parts:
+            source, at = load_tensor(part), load_indices(part)
+            if not self.tiled(source) or len(at) != self.rank + 2 or not all(a.same_as(b) for a, b in zip(at, own[: self.rank], strict=False)):
+                return None
+            if scan_spec(source.op) is None and stages.kind(source) == "reduce" and source not in self.kernel.locals and source not in self.memory:
+                return None
+            a, b = at[self.rank :]
+            for k, free in enumerate((rows, columns)):
+                if isinstance(a, tirx.Var) and isinstance(b, tirx.Var) and {a, b} == {free, step}:
+                    sides[k] = Operand(source, a.same_as(step))
+        return (sides[0], sides[1]) if len(sides) == 2 else None
+
+    def _fresh(self, extents: list[int], prefix: str) -> list[Any]:
+        found = [tirx.Var(f"{prefix}{k}", "int32") for k in range(len(extents))]
+        for var, extent in zip(found, extents, strict=True):
+            self.analyzer.bind(var, ir.Range(0, extent))
+        return found
+
+    def _node(self, tensor: te.Tensor) -> Node:
+        extents, kind = self.inner(tensor), stages.kind(tensor)
+        own = self._fresh(extents, "i")
+        if tensor in self.memory and tensor not in self.kernel.locals and tensor not in self.kernel.anchors:
+            return Node(tensor, "load", own, extents, from_memory=True)
+        if kind == "reduce":
+            over = self._fresh([int(const_int(a.dom.extent)) for a in stages.reduce_axes(tensor)], "r")
+            node = Node(tensor, "reduce", own, extents, over)
+            mapping = dict(zip(stages.axes(tensor), [*self.outer, *own], strict=True))
+            mapping |= {axis.var: var for axis, var in zip(stages.reduce_axes(tensor), over, strict=True)}
+            self._follow(node, [(t, [substitute(i, mapping) for i in at]) for t, at in stage_reads(tensor, list(stages.axes(tensor)))])
+            return node
+        if kind == "scan":
+            node = Node(tensor, "state" if tensor in self.kernel.anchors else "scan", own, extents)
+            reads = scan_reads(tensor, [*self.outer, *own])
+            initial = scan_inputs(tensor.op).get("initial")
+            if node.role == "state":
+                reads = [(t, at) for t, at in reads if t is not initial]
+            self._follow(node, reads)
+            return node
+        node = Node(tensor, "map", own, extents)
+        self._follow(node, stage_reads(tensor, [*self.outer, *own]))
+        if not node.reads:
+            node.role = "load"
+        return node
+
+    def _emit(self, tensor: te.Tensor) -> Node:
+        frame = self.kernel.frames[tensor]
+        extents = [int(const_int(n)) for n in frame.inner_extents(tensor)]
+        node = Node(tensor, "emit", self._fresh(extents, "w"), extents)
+        self.fixed = {axis: place for axis, place in frame.fixed.items()}
+        indices = frame.indices(list(self.outer), list(node.own))
+        if tensor in self.keep:
+            self._follow(node, [(tensor, indices)])
+        else:
+            self._follow(node, stage_reads(tensor, indices))
+        self.fixed = {}
+        return node
+
+    fixed: dict[int, Any] = {}
+
+    def _follow(self, node: Node, reads: list[tuple[te.Tensor, list[Any]]]) -> None:
+        """Record what `node` reads of held stages, through everything that is computed where it is read."""
+        stack: list[tuple[Any, te.Tensor, list[Any]]] = [(node, t, at) for t, at in reads]
+        seen: set[str] = set()
+        while stack:
+            reader, tensor, at = stack.pop()
+            at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in at]
+            key = f"{hash(tensor)} {at}"
+            if tensor in self.keep:
+                place = self.aligned(tensor, at)
+                if place is not None:
+                    node.reads.append(Read(tensor, tuple(at[self.rank :]), place == "earlier"))
+                    continue
+            if stages.kind(tensor) == "map" and tensor not in self.memory:
+                if self.tiled(tensor) and self.aligned(tensor, at):
+                    self.direct.setdefault(tensor, set()).add(reader)
+                if key not in seen:
+                    seen.add(key)
+                    stack += [(tensor, t, i) for t, i in stage_reads(tensor, at)]
+            elif tensor not in self.memory:
+                raise PlanError(f"kernel '{self.kernel.name}' needs stage '{tensor.op.name}', which no kernel before it writes")
+
+    def aligned(self, tensor: te.Tensor, at: list[Any]) -> str | None:
+        """ "here" for a read at the kernel's own outer point, "earlier" for the step before of a state, else None."""
+        spec, walked = scan_spec(tensor.op), self.kernel.walked
+        found = "here"
+        for k in range(self.rank):
+            if stages.equal(at[k], self.outer[k]) or (k in self.fixed and stages.equal(at[k], self.fixed[k])):
+                continue
+            before = self.outer[k] + 1 if self.kernel.reverse else self.outer[k] - 1
+            if k != walked or spec is None or tensor not in self.kernel.anchors or not stages.equal(at[k], before):
+                return None
+            found = "earlier"
+        return found
+
+    # ---------------------------------------------------------------- order
+
+    def _order(self) -> None:
+        """Loads first, each result as soon as it can be written; a state that others read before its step moves on last."""
+        order = self.kernel.order
+        late = {t for t in self.kernel.anchors if scan_spec(t.op).exclusive}
+        first = sorted((n for n in self.nodes.values() if n.role == "load"), key=lambda n: order[n.tensor])
+        middle = sorted((n for n in self.nodes.values() if n.role != "load" and n.tensor not in late), key=lambda n: order[n.tensor])
+        last = sorted((self.nodes[t] for t in late), key=lambda n: order[n.tensor])
+        steps = [*first, *middle]
+        waiting = list(self.emits)
+        done: list[Node] = []
+        for node in [None, *steps]:
+            if node is not None:
+                done.append(node)
+            known = {n.tensor for n in done} | late
+            for emit in [e for e in waiting if all(r.source in known for r in e.reads)]:
+                waiting.remove(emit)
+                done.append(emit)
+        self.steps = [*done, *waiting, *last]
+        for k, node in enumerate(self.steps):
+            node.position = k
+
+    # ---------------------------------------------------------------- how each is computed
+
+    def _way(self, node: Node) -> None:
+        if node.tensor in self.operands and node.role == "reduce":
+            node.way, node.operands = "contract", self.operands[node.tensor]
+            node.layout = layout(node.extents[0], node.extents[1], self.warps, self.narrow is not None)
+            return
+        if node.role in ("load", "scan"):
+            return
+        point = (*node.own, *node.over) if node.role == "reduce" else tuple(node.own)
+        if len(point) == 2 and (node.role != "reduce" or len(node.own) == 1):
+            for read in node.reads:
+                source = self.nodes[read.source]
+                if source.layout is None or source.way not in ("fragment", "contract") or not _is(read.at, point):
+                    continue
+                if source.layout.rows != self._extent(point[0], node) or source.layout.columns != self._extent(point[1], node):
+                    continue
+                if node.role == "reduce" and source.layout.across > 1:
+                    continue
+                node.way, node.layout = ("rowstat" if node.role == "reduce" else "fragment"), source.layout
+                return
+        if len(point) == 1 and node.role in ("map", "emit"):
+            for read in node.reads:
+                source = self.nodes[read.source]
+                if source.way in ("rows", "rowstat") and _is(read.at, point) and source.extents == node.extents:
+                    node.way, node.layout = "rows", source.layout
+                    return
+
+    def _fuse(self) -> None:
+        """A product that is only added to a state in registers is accumulated there, when the state moves on."""
+        readers: dict[te.Tensor, list[Node]] = {}
+        for node in self.steps:
+            for read in node.reads:
+                readers.setdefault(read.source, []).append(node)
+        for node in [n for n in self.steps if n.role == "state" and n.way == "fragment"]:
+            spec, x = scan_spec(node.tensor.op), scan_inputs(node.tensor.op)["x"]
+            product = self.nodes.get(x)
+            if spec.kind != "sum" or not spec.exclusive or product is None or product.way != "contract" or readers[x] != [node]:
+                continue
+            node.operands, product.role = product.operands, "fused"
+            self.steps.remove(product)
+        for k, node in enumerate(self.steps):
+            node.position = k
+
+    def _extent(self, var: Any, node: Node) -> int:
+        for k, own in enumerate(node.own):
+            if own.same_as(var):
+                return node.extents[k]
+        return int(const_int(stages.reduce_axes(node.tensor)[[o.same_as(var) for o in node.over].index(True)].dom.extent))
+
+    # ---------------------------------------------------------------- where each lives
+
+    def _home(self) -> None:
+        for held in self.held.values():
+            held.registers = held.node.way != "flat"
+        for node in self.steps:
+            for k, side in enumerate(node.operands or ()):
+                if not (k == 0 and self.in_registers(node, side)):
+                    self._share(side.source, operand=True)
+            if node.way == "contract":
+                continue
+            for read in node.reads:
+                if self.nodes[read.source].role == "fused":
+                    continue
+                held = self.held[read.source]
+                held.earlier |= read.earlier
+                if not self.reads_registers(node, read):
+                    self._share(read.source, operand=False)
+        for held in self.held.values():
+            if not held.registers and not held.wide and not held.narrow:
+                held.wide = True
+        self.held = {tensor: held for tensor, held in self.held.items() if held.node.role != "fused"}
+
+    def _share(self, tensor: te.Tensor, operand: bool) -> None:
+        held = self.held[tensor]
+        if operand and self.narrow is not None:
+            held.narrow = True
+        elif held.node.role == "load" and self.narrow is not None and self.exact(tensor):
+            held.narrow = True
+        else:
+            held.wide = True
+
+    def exact(self, tensor: te.Tensor) -> bool:
+        """Whether a loaded tile is a copy of narrow memory, so that nothing is lost in the narrow dtype."""
+        if tensor in self.memory:
+            return str(tensor.dtype) == self.narrow
+        expr = stages.body(tensor)
+        while call_name(expr) == "if_then_else" and _is_zero(expr.args[2]):
+            expr = expr.args[1]
+        return isinstance(expr, prim.Cast) and is_load(expr.value) and str(load_tensor(expr.value).dtype) == self.narrow
+
+    def in_registers(self, node: Node, side: Operand) -> bool:
+        """Whether the left operand of a contraction can be taken from registers as it is."""
+        source = self.nodes[side.source]
+        if self.narrow is None or side.turned or source.way not in ("fragment", "contract") or source.role == "state":
+            return False
+        mine = node.layout
+        assert mine is not None and source.layout is not None
+        return mine.tensor and mine.across == 1 and source.layout.across == 1 and mine.same_rows(source.layout)
+
+    def reads_registers(self, node: Node, read: Read) -> bool:
+        """Whether a read finds the element in its own thread's registers."""
+        source = self.nodes[read.source]
+        if node.layout is None or source.layout is None or source.way == "flat":
+            return False
+        point = (*node.own, *node.over) if node.role == "reduce" else tuple(node.own)
+        if source.way in ("fragment", "contract"):
+            return node.way in ("fragment", "rowstat") and node.layout == source.layout and _is(read.at, point)
+        return node.layout.same_rows(source.layout) and _is(read.at, point[:1])
+
+
+def _is(at: tuple[Any, ...], point: tuple[Any, ...]) -> bool:
+    return len(at) == len(point) and all(hasattr(a, "same_as") and a.same_as(b) for a, b in zip(at, point, strict=True))
+
+
+def _is_zero(expr: Any) -> bool:
+    value = getattr(expr, "value", None)
+    return isinstance(value, (int, float)) and float(value) == 0.0
+
+
+def _costly(tensor: te.Tensor) -> bool:
+    body = stages.body(tensor)
+    return bool(find(body, lambda e: call_name(e) in COSTLY or isinstance(e, prim.Div)))

@@ -1,0 +1,126 @@
+"""Shared memory of one block: one array of bytes, buffers placed in it by when they are live, and barriers where they are due."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from tilegen.plan.gpu.func import barrier
+from tilegen.schedules.rule import dtype_bytes
+
+ALIGN = 128
+"""Bytes."""
+
+
+@dataclass(eq=False)
+class Shared:
+    """A buffer in shared memory, live from nest `first` to nest `last`.
+
+    Parameters
+    ----------
+    shape : with padding; the rows of a matrix are `stride` elements apart, which spreads them over the banks.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    first: int
+    last: int
+    offset: int = 0
+    buffer: Any = None
+
+    @property
+    def stride(self) -> int:
+        """Elements between rows: an odd number of 16-byte groups for narrow matrices, one element more otherwise."""
+        if len(self.shape) < 2:
+            return 1
+        row, width = self.shape[-1], dtype_bytes(self.dtype)
+        if width != 2:
+            return row
+        groups = -(-row // 8)
+        return 8 * (groups + 1 - groups % 2)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, rounded up to the alignment."""
+        rows = 1
+        for n in self.shape[:-1]:
+            rows *= n
+        count = rows * self.stride if len(self.shape) > 1 else (self.shape[0] if self.shape else 1)
+        return -(-count * dtype_bytes(self.dtype) // ALIGN) * ALIGN
+
+    def overlaps(self, other: Shared) -> bool:
+        """Whether the two share bytes."""
+        return self.offset < other.offset + other.nbytes and other.offset < self.offset + self.nbytes
+
+    def flat(self, indices: Sequence[Any]) -> Any:
+        """The element number of `indices`."""
+        if len(self.shape) < 2:
+            return indices[0] if self.shape else tirx.const(0, "int32")
+        row: Any = 0
+        for n, i in zip(self.shape[:-1], indices[:-1], strict=True):
+            row = row * n + i
+        return row * self.stride + indices[-1]
+
+
+def place(buffers: Sequence[Shared]) -> int:
+    """Give every buffer its offset, so that no two that are live together share bytes; the bytes needed in all."""
+    done: list[Shared] = []
+    for buffer in sorted(buffers, key=lambda b: (-b.nbytes, b.first)):
+        live = sorted((b for b in done if b.first <= buffer.last and buffer.first <= b.last), key=lambda b: b.offset)
+        at = 0
+        for other in live:
+            if at + buffer.nbytes <= other.offset:
+                break
+            at = max(at, other.offset + other.nbytes)
+        buffer.offset = at
+        done.append(buffer)
+    return max((b.offset + b.nbytes for b in buffers), default=0)
+
+
+@dataclass
+class Arena:
+    """The shared memory of the kernel being emitted."""
+
+    nbytes: int
+    base: Any = None
+    written: list[Shared] = field(default_factory=list)
+    read: list[Shared] = field(default_factory=list)
+
+    def open(self, buffers: Sequence[Shared]) -> None:
+        """Declare the array and the buffers in it."""
+        if not buffers:
+            return
+        self.base = T.alloc_buffer([self.nbytes], "uint8", scope="shared.dyn")
+        IRBuilder.name("shared", self.base)
+        for shared in buffers:
+            width = dtype_bytes(shared.dtype)
+            shared.buffer = T.decl_buffer(
+                [shared.nbytes // width], shared.dtype, data=self.base.data, elem_offset=shared.offset // width, scope="shared.dyn"
+            )
+            IRBuilder.name(shared.name, shared.buffer)
+
+    def use(self, reads: Sequence[Shared], writes: Sequence[Shared]) -> None:
+        """Say what the next nest reads and writes; emits a barrier if it must wait for the nests before."""
+        late = any(r.overlaps(w) for r in reads for w in self.written) or any(
+            w.overlaps(other) for w in writes for other in [*self.written, *self.read]
+        )
+        if late:
+            self.meet()
+        self.read += [r for r in reads if r not in self.read]
+        self.written += [w for w in writes if w not in self.written]
+
+    def meet(self) -> None:
+        """A barrier."""
+        barrier()
+        self.read, self.written = [], []
+
+    def settle(self) -> None:
+        """A barrier unless nothing happened since the last one."""
+        if self.read or self.written:
+            self.meet()

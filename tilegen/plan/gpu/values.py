@@ -1,0 +1,70 @@
+"""Values of stages in a tile kernel, as one thread computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tvm import ir, te, tirx
+
+from tilegen.expression.walkers import call_name, dtype_of, is_load, load_indices, load_tensor, prim, rewrite, substitute
+from tilegen.plan import stages
+from tilegen.plan.evaluate import Evaluator, MathRule
+from tilegen.plan.kernel import Kernel
+
+Find = Callable[[te.Tensor, list[Any]], Any]
+
+
+class Values(Evaluator):
+    """Values at one point of a tile.
+
+    Parameters
+    ----------
+    find : ``find(stage, indices)`` gives an element of a held stage, or None for one that is computed here.
+    inline : whether nothing is bound to a variable (vector loads look for reads in the whole expression).
+    """
+
+    def __init__(
+        self, kernel: Kernel, memory: Mapping[te.Tensor, Any], math: MathRule, point: Sequence[Any], analyzer: Any, find: Find, inline: bool
+    ):
+        super().__init__(kernel, memory, math, point, None, {})
+        self.analyzer, self.find, self.inline = analyzer, find, inline
+        self.written = set()
+
+    def compute(self, tensor: te.Tensor) -> Any:
+        """The value of a pointwise stage at the point itself."""
+        mapping = dict(zip(stages.axes(tensor), self.point, strict=True))
+        return self.math(self._resolve(substitute(stages.body(tensor), mapping)))
+
+    def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
+        """One element, at simplified indices."""
+        at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in indices]
+        held = self.find(tensor, at)
+        return super().element(tensor, at) if held is None else held
+
+    def _resolve(self, expr: Any) -> Any:
+        def load(call: Any) -> Any:
+            return self.element(load_tensor(call), load_indices(call)) if is_load(call) else call
+
+        return rewrite(rewrite(expr, ir.Call, load), prim.Cast, plain_cast)
+
+    def _bind(self, name: str, value: Any) -> Any:
+        return value if self.inline else super()._bind(name, value)
+
+
+def plain_cast(cast: Any) -> Any:
+    """Casts to the same dtype vanish."""
+    return cast.value if dtype_of(cast.value) == dtype_of(cast) else cast
+
+
+def rounded(value: Any, dtype: str) -> Any:
+    """`value` in `dtype`; what came from `dtype` and was only widened and guarded is not rounded again."""
+    if dtype_of(value) == dtype:
+        return value
+    if isinstance(value, prim.Cast) and dtype_of(value.value) == dtype:
+        return value.value
+    if call_name(value) == "if_then_else":
+        return tirx.if_then_else(value.args[0], rounded(value.args[1], dtype), rounded(value.args[2], dtype))
+    if isinstance(value, prim.FloatImm):
+        return tirx.const(float(value.value), dtype)
+    return value.astype(dtype)

@@ -1,0 +1,103 @@
+"""Vector loads: the reads of global memory that are contiguous along a thread's run of elements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tvm_ffi
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from tilegen.expression.walkers import call_name, children, const_int, rewrite, substitute, variables
+from tilegen.schedules.rule import dtype_bytes
+
+WIDEST = 16
+"""Bytes of one access."""
+
+
+@dataclass
+class VectorRead:
+    """A read whose last index is `base` + lane, under the conditions `guards`; `value` is the whole guarded read at the lane."""
+
+    load: Any
+    guards: list[Any]
+    width: int
+    slot: Any = None
+
+
+def vector_reads(expr: Any, lane: Any, run: int, analyzer: Any, is_global: Any) -> list[VectorRead]:
+    """The reads of `expr` that can be vectors of up to `run` elements along the variable `lane`."""
+    found: list[VectorRead] = []
+
+    def visit(e: Any, guards: list[Any]) -> None:
+        if type(e).__name__ in ("BufferLoad", "TensorLoad") and is_global(e.source):
+            width = _width(e, lane, run, analyzer)
+            known = any(tvm_ffi.structural_equal(r.load, e) for r in found)
+            if width > 1 and not known and not any(_has(g, lane) for g in guards):
+                found.append(VectorRead(e, list(guards), width))
+        if call_name(e) == "if_then_else":
+            visit(e.args[0], guards)
+            visit(e.args[1], [*guards, e.args[0]])
+            visit(e.args[2], [*guards, tirx.Not(e.args[0])])
+            return
+        for child in children(e):
+            if hasattr(child, "ty"):
+                visit(child, guards)
+
+    visit(expr, [])
+    return found
+
+
+def _has(expr: Any, var: Any) -> bool:
+    return any(v.same_as(var) for v in variables(expr))
+
+
+def _width(load: Any, lane: Any, run: int, analyzer: Any) -> int:
+    *lead, last = load.indices
+    row = const_int(load.source.shape[-1])
+    if row is None or any(hasattr(i, "ty") and _has(i, lane) for i in lead) or not hasattr(last, "ty"):
+        return 1
+    base = analyzer.simplify(last - lane)
+    if _has(base, lane):
+        return 1
+    width = min(run, WIDEST // dtype_bytes(str(load.source.dtype)))
+    while width > 1 and (row % width or run % width or not analyzer.can_prove(tirx.floormod(base, width) == 0)):
+        width //= 2
+    return width
+
+
+def fetch(read: VectorRead, lane: Any, run: int, slot: Any, at: Any, extra: Any = None) -> None:
+    """Load all `run` elements of a read into registers `slot` from register `at` on; zeros where a guard (or `extra`) forbids."""
+    buffer = read.load.source
+    dtype = str(buffer.dtype)
+    guards = [g for g in [*read.guards, *([extra] if extra is not None else [])]]
+    for part in range(0, run, read.width):
+        with T.vectorized(0, read.width) as v:
+            indices = [substitute(i, {lane: v + part}) if hasattr(i, "ty") else i for i in read.load.indices]
+            value = buffer[tuple(indices)]
+            for guard in reversed(guards):
+                value = tirx.if_then_else(guard, value, tirx.const(0, dtype))
+            T.buffer_store(slot, value, [at + part + v])
+
+
+def allocate(read: VectorRead, count: int, label: str) -> Any:
+    """Registers for `count` elements of a read."""
+    slot = T.alloc_buffer([count], str(read.load.source.dtype), scope="local")
+    IRBuilder.name(label, slot)
+    return slot
+
+
+def replaced(expr: Any, reads: list[VectorRead], lane: Any, at: Any) -> Any:
+    """`expr` with every read that was fetched taken from its registers, `at` the first of this run."""
+    for kind in {type(r.load) for r in reads}:
+
+        def change(load: Any) -> Any:
+            for read in reads:
+                if tvm_ffi.structural_equal(read.load, load):
+                    return read.slot[(at + lane,)]
+            return load
+
+        expr = rewrite(expr, kind, change)
+    return expr
