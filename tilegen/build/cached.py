@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilegen import cache, settings
+from tilegen.build import gpus
 from tilegen.build.host import cores, host_name
 from tilegen.bundle import machine
 from tilegen.cache.fingerprint import fingerprint
@@ -22,9 +24,10 @@ _loaded: dict[str, Bundle] = {}
 _lock = threading.Lock()
 
 
-def load_or_compile(instance: Instance) -> Bundle:
-    """The bundle of `instance`: from this process, from the disk cache, or compiled now."""
-    key = fingerprint(instance, host(), records())
+def load_or_compile(instance: Instance, gpu: int | None = None) -> Bundle:
+    """The bundle of `instance` for this machine's CPU, or for the GPU numbered `gpu`: from this process, from the disk cache, or
+    compiled now."""
+    key = fingerprint(instance, host() if gpu is None else device(gpu), records())
     with _lock:
         if key not in _loaded:
 
@@ -32,7 +35,7 @@ def load_or_compile(instance: Instance) -> Bundle:
                 from tilegen.build import FUNCTIONS, library
 
                 functions = FUNCTIONS if instance.mechanism.step else FUNCTIONS[:2]
-                library.compile(instance, out, functions=functions)
+                library.compile(instance, out, target=None if gpu is None else f"cuda:{gpu}", functions=functions)
 
             _loaded[key] = load(cache.get_or_build(key, build))
         return _loaded[key]
@@ -41,6 +44,11 @@ def load_or_compile(instance: Instance) -> Bundle:
 def host() -> dict[str, Any]:
     """What decides the code that is generated for this machine."""
     return {"device": host_name(), "features": sorted(machine.flags()), "cores": cores()}
+
+
+def device(gpu: int) -> dict[str, Any]:
+    """What decides the code that is generated for a GPU; its launchers are the processor's."""
+    return {"kind": "cuda", "host": machine.arch(), **dataclasses.asdict(gpus.of_device(gpu))}
 
 
 def records() -> list[str]:

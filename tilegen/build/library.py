@@ -22,7 +22,6 @@ from tilegen.errors import BuildError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan.plan import FunctionPlan, plan, shape_text  # noqa: E402
 
-
 LIBRARY = "lib.so"
 
 

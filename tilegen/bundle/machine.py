@@ -55,9 +55,10 @@ def arch() -> str:
 def check(target: Mapping[str, Any]) -> None:
     """Raise `TargetError` unless code for `target` can run here.
 
-    `target` holds ``arch`` and, for CPU code, ``features``, a list of flags of ``/proc/cpuinfo``.
+    `target` holds ``arch`` and, for CPU code, ``features``, a list of flags of ``/proc/cpuinfo``.  That of GPU code has the
+    processor's architecture, for which its launchers are compiled, under ``host``; the GPU is `tilegen.bundle.gpu`'s to check.
     """
-    wanted = target.get("arch", arch())
+    wanted = target.get("host" if target.get("kind") == "cuda" else "arch", arch())
     if wanted != arch():
         raise TargetError(f"the bundle was compiled for {wanted}, this machine is {arch()}; export it for this machine")
     missing = sorted(set(target.get("features", ())) - flags()) if flags() else []

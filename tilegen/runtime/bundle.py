@@ -13,6 +13,7 @@ from tilegen.runtime import library
 from tilegen.runtime.function import Function
 
 _DEVICES = {"llvm": "cpu", "cuda": "cuda"}
+_SAID = {"llvm": ("kind", "mcpu", "arch"), "cuda": ("kind", "archs", "host")}
 
 
 class Bundle:
@@ -62,23 +63,27 @@ class Bundle:
     def __repr__(self) -> str:
         made = self.manifest
         sizes = ", ".join(f"{name}={size}" for name, size in made.static.items())
-        where = " ".join(str(made.target[key]) for key in ("kind", "mcpu", "arch") if key in made.target)
+        where = " ".join(_words(made.target[key]) for key in _SAID.get(made.target.get("kind"), ()) if key in made.target)
         head = f"Bundle {made.op} {made.dtype} [{sizes}] for {where}"
         return "\n  ".join([head, *map(repr, self.functions.values())])
+
+
+def _words(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:
     """Load a bundle, a ``.tilegen`` file or a folder.
 
-    Needs tvm-ffi and numpy; neither torch nor the TVM compiler.  All checksums, the versions and this CPU's instructions are
-    checked before any code of the bundle runs.
+    Needs tvm-ffi and numpy; neither torch nor the TVM compiler; CUDA code also a driver.  All checksums, the versions, this
+    CPU's instructions and the GPU are checked before any code of the bundle runs.
 
     Raises
     ------
     BundleError
         When it is damaged, incomplete, or of another schema or tvm-ffi.
     TargetError
-        When it was compiled for another architecture or CPU.
+        When it was compiled for another architecture, CPU or GPU, or for a GPU and this machine has no driver that runs it.
     """
     path = Path(path)
     manifest, files = pack.read(path)

@@ -8,11 +8,12 @@ from typing import Any
 
 from tilegen.bundle import shapes
 from tilegen.bundle.manifest import Argument, EntryPoint
-from tilegen.errors import ArgumentError
+from tilegen.errors import ArgumentError, TargetError
 from tilegen.runtime import tensors
 from tilegen.runtime.tensors import Library
 
 _LIMIT = 1 << 31  # elements; compiled code counts them in 32 bits
+_LAUNCH = "CUDA launch: "  # how every message of a launcher's CUDA calls begins
 _PLANS = 512  # signatures remembered
 
 
@@ -66,17 +67,22 @@ class Function:
     def call(self, arguments: Sequence[Any]) -> None:
         """Call with all of `args`, in that order.
 
-        Nothing is checked that the library does not check: every tensor must be contiguous, start at a multiple of 64 bytes
-        and lie on the bundle's device.
+        Nothing is checked that the library does not check: every tensor must be contiguous, start at a multiple of 64 bytes (of
+        16 on a GPU) and lie on the bundle's device.  On a GPU the call launches all kernels on the current stream and returns;
+        of torch tensors that is torch's current stream.
 
         Raises
         ------
         ArgumentError
             When the library refuses an argument; it checks number, shapes and dtypes.
+        TargetError
+            When the GPU refuses a launch.
         """
         try:
             self._foreign(*arguments)
         except Exception as error:
+            if _LAUNCH in str(error):
+                raise TargetError(f"{self.name} could not start on the GPU: {error}") from error
             raise ArgumentError(f"{self.name} refused its arguments: {error}") from error
 
     def __call__(self, *given: Any) -> Any:
@@ -85,7 +91,7 @@ class Function:
         Parameters
         ----------
         given : torch tensors or numpy arrays, as `Function.given` lists them.  Tensors that are not contiguous or not aligned
-            to 64 bytes are copied.
+            to 64 bytes (16 on a GPU) are copied.
 
         Returns
         -------

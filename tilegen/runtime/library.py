@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tilegen.bundle import machine
+from tilegen.bundle import gpu, machine
 from tilegen.bundle.manifest import RUNTIME, Manifest
 from tilegen.errors import BundleError
 from tilegen.runtime import threads
@@ -31,11 +31,14 @@ def check_versions(manifest: Manifest) -> None:
     Raises
     ------
     TargetError
-        For another architecture, or a CPU without the instructions that the library uses.
+        For another architecture, a CPU without the instructions that the library uses, or, with CUDA code, no GPU or driver
+        that can run it.
     BundleError
         For another release of tvm-ffi, whose binary interface may differ, or none at all.
     """
     machine.check(manifest.target)
+    if manifest.target.get("kind") == "cuda":
+        gpu.check(manifest.target, manifest.versions.get("cuda", ""))
     installed = _tvm_ffi().__version__
     built = manifest.versions.get(_FFI, "")
     if _release(installed) != _release(built):

@@ -1,6 +1,7 @@
 """Torch tensors and numpy arrays behind one small interface; neither library is imported for the other's sake.
 
-Compiled code assumes contiguous tensors whose data start at a multiple of `ALIGNMENT` bytes, and does not check it.
+Compiled code assumes contiguous tensors whose data start at a multiple of `ALIGNMENT` bytes (on a GPU `GPU_ALIGNMENT`), and
+does not check it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from tilegen.errors import ArgumentError
 
 ALIGNMENT = 64
 """Bytes; the width of the widest vector load."""
+
+GPU_ALIGNMENT = 16
+"""Bytes; the widest load of a GPU's thread."""
 
 
 class Library(Protocol):
@@ -67,7 +71,7 @@ class _Torch:
         return tensor.device
 
     def prepared(self, tensor: Any) -> Any:
-        if tensor.is_contiguous() and not tensor.data_ptr() % ALIGNMENT:
+        if tensor.is_contiguous() and not tensor.data_ptr() % (GPU_ALIGNMENT if tensor.is_cuda else ALIGNMENT):
             return tensor
         return self._aligned(tensor.detach().clone(memory_format=self.torch.contiguous_format))
 

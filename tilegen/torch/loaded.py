@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import threading
@@ -10,6 +11,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from tilegen.build import gpus
+from tilegen.build.gpus import Card
 from tilegen.errors import ArgumentError, BundleError
 from tilegen.mechanisms import Instance
 from tilegen.torch.signature import DTYPES
@@ -23,9 +26,12 @@ LIMIT = 1 << 31
 ALIGNMENT = 64
 """Bytes.  Vectorised code uses aligned loads without a check; torch allocates this way, views into a tensor need not be."""
 
+GPU_ALIGNMENT = 16
+"""The same on a GPU: its widest load."""
+
 _log = logging.getLogger("tilegen")
 _lock = threading.Lock()
-_loaded: dict[str, Loaded] = {}
+_loaded: dict[tuple[str, Card | None], Loaded] = {}
 
 
 class Entry:
@@ -61,7 +67,8 @@ class Entry:
         if max(map(math.prod, [x.shape for x in given] + [*shapes])) >= LIMIT:
             self._too_large([*(x.shape for x in given), *shapes])
         fresh = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, self._dtypes, strict=True)]
-        pool = [_ready(x) for x in given]
+        alignment = GPU_ALIGNMENT if device.type == "cuda" else ALIGNMENT
+        pool = [_ready(x, alignment) for x in given]
         for i, shape in zip(self._flat_given, self._unflattened(*sizes), strict=True):
             pool[i] = pool[i].view(shape)
         pool += fresh
@@ -96,16 +103,16 @@ def _is_flat(arg: Any) -> bool:
 
 
 class Loaded:
-    """The library of one instance in this process."""
+    """The library of one instance in this process, for the CPU or for one kind of GPU."""
 
-    def __init__(self, instance: Instance, bundle: Any) -> None:
-        self.instance, self.bundle, self.key = instance, bundle, instance.key
+    def __init__(self, instance: Instance, bundle: Any, card: Card | None = None) -> None:
+        self.instance, self.bundle, self.key, self.card = instance, bundle, instance.key, card
         self.forward = Entry(bundle.function("forward"), ["input"])
         self.backward = Entry(bundle.function("backward"), ["input", "output", "saved", "grad_output"])
-        outputs = instance.mechanism.outputs(instance.config)
+        outputs = instance.mechanism.results(instance.config)
         kept = [arg.name for arg in (*self.forward.given, *self.forward.results)]
         gradients = [f"grad_{spec.name}" for spec in outputs]
-        inputs = [spec.name for spec in instance.mechanism.inputs(instance.config)]
+        inputs = [spec.name for spec in instance.mechanism.arguments(instance.config)]
         self.constant = [i for i, arg in enumerate(self.forward.results) if i >= len(outputs) or not outputs[i].differentiable]
         """Results of the forward that nobody differentiates: saved tensors, and outputs that say so."""
         try:
@@ -119,27 +126,37 @@ class Loaded:
             raise BundleError(f"the backward of {self.key} does not fit its forward ({error}); build it again") from None
 
 
-def load_bundle(instance: Instance) -> Any:
-    """The bundle of `instance` from the disk cache, compiled first when it is not there."""
+def load_bundle(instance: Instance, gpu: int | None = None) -> Any:
+    """The bundle of `instance` for the CPU or the GPU numbered `gpu` from the disk cache, compiled first when it is not there."""
     from tilegen import build
 
-    return build.load_or_compile(instance)
+    return build.load_or_compile(instance, gpu)
 
 
-def loaded(instance: Instance) -> Loaded:
-    """The library of `instance`, loaded once a process."""
-    key = instance.key
+def loaded(instance: Instance, device: torch.device) -> Loaded:
+    """The library of `instance` for `device`, loaded once a process for all devices of a kind."""
+    gpu = number(device)
+    card = None if gpu is None else gpus.of_device(gpu)
+    key = (instance.key, card)
     with _lock:
         if key not in _loaded:
-            _loaded[key] = Loaded(instance, load_bundle(instance))
-            _log.info("%s: %s", key, ", ".join(map(_words, _records(_loaded[key]))) or "no tunable kernels")
+            _loaded[key] = found = Loaded(instance, load_bundle(instance, gpu), card)
+            _log.info("%s on %s: %s", key[0], device, ", ".join(map(_words, _records(found))) or "no tunable kernels")
         return _loaded[key]
 
 
-def loaded_by_key(key: str) -> Loaded:
-    """The library of the instance that `key` describes."""
-    found = _loaded.get(key)
-    return loaded(Instance.from_key(key)) if found is None else found
+def loaded_by_key(key: str, device: torch.device) -> Loaded:
+    """The library of the instance that `key` describes for `device`."""
+    gpu = number(device)
+    found = _loaded.get((key, None if gpu is None else gpus.of_device(gpu)))
+    return loaded(Instance.from_key(key), device) if found is None else found
+
+
+def number(device: torch.device) -> int | None:
+    """The number of a GPU, None for the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def provenance(op: str) -> dict[str, list[dict[str, Any]]]:
@@ -148,10 +165,17 @@ def provenance(op: str) -> dict[str, list[dict[str, Any]]]:
     Returns
     -------
     dict
-        For each instance (config, sizes and dtype as JSON) one entry a kernel: the function it belongs to, its rule, the
-        source of its schedule ("user", "shipped", "nearest" or "default") and the record's id.
+        For each instance (config, sizes and dtype as JSON; on a GPU also its kind) one entry a kernel: the function it belongs
+        to, its rule, the source of its schedule ("user", "shipped", "nearest" or "default") and the record's id.
     """
-    return {key: _records(found) for key, found in _loaded.items() if found.instance.mechanism.name == op}
+    return {_place(found): _records(found) for found in _loaded.values() if found.instance.mechanism.name == op}
+
+
+def _place(found: Loaded) -> str:
+    """What a library was built from and for, as JSON."""
+    if found.card is None:
+        return found.key
+    return json.dumps(json.loads(found.key) | {"device": found.card.name}, sort_keys=True, separators=(",", ":"))
 
 
 def _records(found: Loaded) -> list[dict[str, Any]]:
@@ -163,7 +187,7 @@ def _words(record: dict[str, Any]) -> str:
     return f"{record.get('kernel', 'kernel')} {chosen}" + (f" {record['record']}" if record.get("record") else "")
 
 
-def _ready(x: torch.Tensor) -> torch.Tensor:
+def _ready(x: torch.Tensor, alignment: int) -> torch.Tensor:
     """`x` as compiled code wants it: contiguous and aligned."""
     x = x.contiguous()
-    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
+    return x if x.data_ptr() % alignment == 0 else x.clone()

@@ -2,8 +2,8 @@
 
 ``tilegen::<name>(Tensor[] inputs, str config) -> Tensor[]`` gives the outputs followed by what the backward needs;
 ``tilegen::<name>_backward(Tensor[] tensors, str instance) -> Tensor[]`` takes what was kept and the gradients of the outputs.
-Both have a kernel for the CPU, one for fake tensors, and one for autograd, so torch.compile and torch.export see two
-opaque operators.
+Both have a kernel for the CPU and for CUDA, one for fake tensors, and one for autograd, so torch.compile and torch.export see
+two opaque operators.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from tilegen.torch.loaded import Loaded, loaded, loaded_by_key
 from tilegen.torch.signature import NAMES, Signature, decode, encode
 
 LIBRARY = torch.library.Library("tilegen", "DEF")
+DISPATCH = ("CPU", "CUDA")
+"""Dispatch keys of the devices that libraries are built for."""
+
 TAGS = (torch.Tag.pt2_compliant_tag,)
 
 _operators: dict[str, Operator] = {}
@@ -38,10 +41,11 @@ class Operator:
         LIBRARY.define(f"{name}_backward(Tensor[] tensors, str instance) -> Tensor[]", tags=TAGS)
         self.forward = getattr(torch.ops.tilegen, name).default
         self.backward = getattr(torch.ops.tilegen, f"{name}_backward").default
-        LIBRARY.impl(name, self._run_forward, "CPU")
+        for device in DISPATCH:
+            LIBRARY.impl(name, self._run_forward, device)
+            LIBRARY.impl(f"{name}_backward", _run_backward, device)
         LIBRARY.impl(name, self._differentiable_forward, "Autograd")
         torch.library.register_fake(f"tilegen::{name}", self._fake_forward, lib=LIBRARY)
-        LIBRARY.impl(f"{name}_backward", _run_backward, "CPU")
         LIBRARY.impl(f"{name}_backward", self._differentiable_backward, "Autograd")
         torch.library.register_fake(f"tilegen::{name}_backward", _fake_backward, lib=LIBRARY)
 
@@ -80,13 +84,14 @@ class Operator:
         signature = self.signature(config)
         # int() makes a constant of a symbolic size while torch.compile traces: another C is another library.
         static = [int(inputs[i].shape[d]) for i, d in signature.static_at]
-        dtype = inputs[signature.io_at].dtype
-        found = self._loaded.get((config, dtype, *static))
+        first = inputs[signature.io_at]
+        dtype, device = first.dtype, first.device
+        found = self._loaded.get((config, dtype, device, *static))
         if found is None:
             signature.check(inputs)  # whoever comes through torch.ops has not been checked
             sizes = dict(zip(self.mechanism.static, static, strict=True))
-            found = loaded(Instance(self.mechanism, signature.config, sizes, NAMES[dtype]))
-            self._loaded[config, dtype, *static] = found
+            found = loaded(Instance(self.mechanism, signature.config, sizes, NAMES[dtype]), device)
+            self._loaded[config, dtype, device, *static] = found
         return found
 
     def _run_forward(self, inputs: list[torch.Tensor], config: str) -> list[torch.Tensor]:
@@ -122,11 +127,11 @@ _constants._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _run_backward(tensors: list[torch.Tensor], instance: str) -> list[torch.Tensor]:
-    return loaded_by_key(instance).backward.run(tensors)
+    return loaded_by_key(instance, tensors[0].device).backward.run(tensors)
 
 
 def _fake_backward(tensors: list[torch.Tensor], instance: str) -> list[torch.Tensor]:
-    return loaded_by_key(instance).backward.fake(tensors)
+    return loaded_by_key(instance, tensors[0].device).backward.fake(tensors)
 
 
 class _Forward(torch.autograd.Function):

@@ -17,7 +17,7 @@ from tilegen.torch.sizes import first_uses, shapes_function
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64,
           "int32": torch.int32, "int64": torch.int64, "bool": torch.bool}  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "cuda")
 """Types of devices that libraries are built for."""
 
 
@@ -32,13 +32,14 @@ class Signature:
 
     def __init__(self, mechanism: Mechanism, config: Any) -> None:
         self.mechanism, self.config, self.text = mechanism, config, encode(config)
-        self.inputs, self.outputs = mechanism.inputs(config), mechanism.outputs(config)
+        self.inputs, self.outputs = mechanism.arguments(config), mechanism.results(config)
         self.names = tuple(spec.name for spec in self.inputs)
         self.dtypes = tuple(spec.dtype for spec in self.inputs)
         self.options = {k: v for k, v in dataclasses.asdict(config).items() if type(v) is int}
         shapes = [spec.shape for spec in self.inputs]
-        places = first_uses(shapes, (*mechanism.symbolic, *mechanism.static))
-        for name in (*mechanism.symbolic, *mechanism.static):
+        sizes = (*mechanism.sizes(config), *mechanism.static)
+        places = first_uses(shapes, sizes)
+        for name in sizes:
             if name not in places:
                 raise ArgumentError(f"size {name} of {mechanism.name} is no dim of any input, so no call can tell it; add one")
         self.static_at = tuple(places[name] for name in mechanism.static)
