@@ -10,7 +10,7 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tilegen.errors import ArgumentError
 
@@ -24,12 +24,14 @@ class ArgSpec:
 
     A dim is an int, a symbolic size ("B", "T"), a static size ("C"), or a sum, product or quotient of those and
     of integer options of the config ("order+1").  `dtype` is "io" (the caller's), "acc" (see `ACC`) or explicit.
+    `empty` is what a state is before the first position: a number, or "largest" for the largest finite one of its dtype.
     """
 
     name: str
     shape: tuple[str | int, ...]
     dtype: str = "io"
     differentiable: bool = True
+    empty: float | Literal["largest"] = 0.0
 
     def concrete_dtype(self, io: str) -> str:
         """The dtype of this argument in an instance whose arguments are `io`."""
@@ -49,6 +51,9 @@ class Mechanism:
     reference : ``fn(config, **tensors) -> tuple of torch.Tensor``, the plain statement of the same mathematics.
     representative : sizes at which kernels are searched.
     step : maps a config to the one whose forward at T = 1 is the decoding step, or to None; None where no config has one.
+    tiles : the lengths of the tiles that a config cuts the sequence into.  A mechanism that names them has an option
+        ``packed``: several sequences in one row (see `tilegen.expression.pack`).  A state is an input `name` and an output
+        `name_out`.
     """
 
     name: str
@@ -62,10 +67,56 @@ class Mechanism:
     representative: dict[str, int]
     step: Callable[[Any], Any] | None = None
     saved: tuple[str, ...] | None = None
+    tiles: Callable[[Any], tuple[int, ...]] | None = None
+
+    def arguments(self, config: Any) -> tuple[ArgSpec, ...]:
+        """What a library takes: the inputs, and with packed sequences the tables that say where each of them lies."""
+        given = self.inputs(config)
+        if not is_packed(config):
+            return given
+        return (*map(_in_one_row, given), *(spec for length in self.lengths(config) for spec in table_specs(length)))
+
+    def results(self, config: Any) -> tuple[ArgSpec, ...]:
+        """What a library gives."""
+        made = self.outputs(config)
+        return tuple(map(_in_one_row, made)) if is_packed(config) else made
+
+    def sizes(self, config: Any) -> tuple[str, ...]:
+        """The names of the sizes that stay symbolic: with packed sequences S instead of B, and the number of tiles."""
+        if not is_packed(config):
+            return self.symbolic
+        return (*(size for size in self.symbolic if size != "B"), "S", *(tile_count(n) for n in self.lengths(config) if n > 1))
+
+    def lengths(self, config: Any) -> tuple[int, ...]:
+        """The lengths of all tiles, positions first."""
+        assert self.tiles is not None, f"{self.name} names no tiles"
+        return (1, *sorted({*self.tiles(config)} - {1}))
 
     def forward(self) -> Callable[..., tuple[Any, ...]]:
         """The tensor expression as a callable; imports TVM when given as a string."""
         return resolve(self.expression)
+
+
+def is_packed(config: Any) -> bool:
+    """Whether a config is for several sequences in one row."""
+    return bool(getattr(config, "packed", False))
+
+
+def tile_count(length: int) -> str:
+    """The name of the number of tiles of a length, over all packed sequences."""
+    return "T" if length == 1 else f"N{length}"
+
+
+def table_specs(length: int) -> tuple[ArgSpec, ...]:
+    """The tables of packed sequences: tiles starts[s] up to ends[s] belong to sequence s, owner[n] is the sequence of tile n."""
+    rows = {"starts": "S", "ends": "S", "owner": tile_count(length)}
+    return tuple(ArgSpec(f"{role}_{length}", (size,), "int32", differentiable=False) for role, size in rows.items())
+
+
+def _in_one_row(spec: ArgSpec) -> ArgSpec:
+    """The spec with packed sequences: one row of positions; what has no positions has one entry for each sequence."""
+    batch: str | int = 1 if "T" in spec.shape else "S"
+    return dataclasses.replace(spec, shape=tuple(batch if dim == "B" else dim for dim in spec.shape))
 
 
 def resolve(target: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -102,6 +153,11 @@ class Instance:
         parts = json.loads(key)
         mechanism = get(parts["op"])
         return cls(mechanism, mechanism.config(**parts["config"]), parts["static"], parts["dtype"])
+
+    @property
+    def symbolic(self) -> tuple[str, ...]:
+        """The names of the sizes that stay symbolic."""
+        return self.mechanism.sizes(self.config)
 
     def step_instance(self) -> Instance | None:
         """The instance whose forward at T = 1 is the decoding step."""

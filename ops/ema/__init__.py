@@ -19,7 +19,7 @@ class Config:
 
     causal : position i sees j <= i only; otherwise a second set of averages runs from the end.
     initial_state, return_state : continue from, and hand back, the averages of the past; causal only.
-    packed : several sequences in one row, told apart by where they start.
+    packed : several sequences in one row.
     """
 
     causal: bool = True
@@ -35,10 +35,6 @@ class Config:
         for name in ("initial_state", "return_state"):
             if getattr(self, name) and not self.causal:
                 raise ArgumentError(f"{name} is set with causal=False, which has no state of fixed size; drop one of the two")
-            if getattr(self, name) and self.packed:
-                raise ArgumentError(
-                    f"{name} is set with cu_seqlens; packed sequences start from nothing: call ema once a sequence where states are needed"
-                )
 
     @property
     def rows(self) -> str:
@@ -50,15 +46,13 @@ STATE = ("B", "C", "N")
 
 
 def inputs(config: Config) -> tuple[ArgSpec, ...]:
-    """x, the five parameters, then the initial state or the starts of packed sequences when there are any."""
+    """x, the five parameters, then the initial state when there is one."""
     orders = (config.rows, "N")
     specs = [ArgSpec("x", ("B", "T", "C"))]
     specs += [ArgSpec(name, orders, "acc") for name in ("delta", "alpha", "beta", "gamma")]
     specs.append(ArgSpec("omega", ("C",), "acc"))
     if config.initial_state:
         specs.append(ArgSpec("h", STATE, "acc"))
-    if config.packed:
-        specs.append(ArgSpec("starts", ("B", "T"), "int32", differentiable=False))
     return tuple(specs)
 
 
@@ -70,9 +64,9 @@ def outputs(config: Config) -> tuple[ArgSpec, ...]:
 
 def step_config(config: Config) -> Config | None:
     """The config whose forward at T = 1 is one decoding step; the bidirectional form has none."""
-    if not config.causal or config.packed:
+    if not config.causal:
         return None
-    return dataclasses.replace(config, initial_state=True, return_state=True)
+    return dataclasses.replace(config, initial_state=True, return_state=True, packed=False)
 
 
 MECHANISM = register(
@@ -87,5 +81,6 @@ MECHANISM = register(
         reference=reference.forward,
         representative={"B": 4, "T": 2048, "C": 512, "N": 16},
         step=step_config,
+        tiles=lambda config: (),
     )
 )

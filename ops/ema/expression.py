@@ -22,13 +22,11 @@ Tensor = te.Tensor
 
 
 def forward(
-    config: Any, dims: Any, x: Tensor, delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, omega: Tensor, **more: Tensor
+    config: Any, dims: Any, x: Tensor, delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, omega: Tensor, h: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     """`x` [B, T, C], `delta`, `alpha`, `beta`, `gamma` [C, N] (rows C.. run from the end), `omega` [C] -> y, and h [B, C, N]."""
     io = str(x.dtype)
     x = as_dtype(x, dims.acc)
-    starts = more.get("starts")
-    reset = None if starts is None else compute((dims.B, dims.T, 1), lambda b, t, c: starts[b, t], name="reset")
     skip = spread(dims, omega, "omega_b")
     y = compute(x.shape, lambda b, t, c: skip[b, c] * x[b, t, c], name="skip")
     states: list[Tensor] = []
@@ -37,12 +35,8 @@ def forward(
         q, w = coefficients(dims, first, delta, alpha, beta, gamma, side)
         # A copy for each direction: what its averages send back to x is then summed in one walk.
         own = compute(x.shape, lambda b, t, c: x[b, t, c], name=f"x{side}")
-        ends = reset if reset is None or not reverse else ending(dims, reset)
         states = [
-            scan(
-                own, axis=1, decay=q[n], initial=initial(dims, more.get("h"), n), reset=ends, reverse=reverse, name=f"h{side}_{n}"
-            )
-            for n in range(dims.N)
+            scan(own, axis=1, decay=q[n], initial=initial(dims, h, n), reverse=reverse, name=f"h{side}_{n}") for n in range(dims.N)
         ]
         y = weighted(y, w, states, f"y{side}")
     y = as_dtype(y, io)
@@ -85,13 +79,6 @@ def weighted(y: Tensor, w: list[Tensor], states: list[Tensor], name: str) -> Ten
 def initial(dims: Any, h: Tensor | None, n: int) -> Tensor | None:
     """The n-th average before position 0."""
     return None if h is None else compute((dims.B, dims.C), lambda b, c: h[b, c, n], name=f"h_{n}_start")
-
-
-def ending(dims: Any, reset: Tensor) -> Tensor:
-    """Nonzero where the next position starts a sequence: where a scan from the end starts anew."""
-    none = const(0, "int32")
-    following = lambda b, t, c: if_then_else(t + 1 < dims.T, reset[b, t + 1, c], none)  # noqa: E731
-    return compute(reset.shape, following, name="ending")
 
 
 def last(dims: Any, states: list[Tensor]) -> Tensor:

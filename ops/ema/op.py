@@ -11,7 +11,7 @@ from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ACC
 from tilegen.ops.ema import MECHANISM, Config
 from tilegen.torch import operator
-from tilegen.torch.packing import check_cu_seqlens, starts
+from tilegen.torch.packing import tables
 from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
@@ -75,7 +75,7 @@ def ema(
     causal : position i sees j <= i only.  Otherwise both directions are added, and the position itself counts in both.
     initial_state : h before position 0, [B, C, N], float32 (float64 beside float64); causal only.
     return_state : also return h after position T - 1; causal only.
-    cu_seqlens : int32 [S+1], the bounds of S packed sequences (first 0, last T); B is 1 then, and there are no states.
+    cu_seqlens : int32 [S+1], the bounds of S packed sequences (first 0, last T); B is 1 then, and states have S in its place.
 
     Returns
     -------
@@ -96,8 +96,8 @@ def ema(
     tensors: dict[str, Any] = {"x": x} | _wide(x, {"delta": delta, "alpha": alpha, "beta": beta, "gamma": gamma, "omega": omega})
     if initial_state is not None:
         tensors["h"] = initial_state
-    if cu_seqlens is not None and isinstance(x, Tensor):
-        tensors["starts"] = starts(check_cu_seqlens(cu_seqlens, "x", x), x.shape[1])
+    if cu_seqlens is not None:
+        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "x", x)
     y, *state = _call(config, tensors)
     return (y, state[0]) if return_state else y
 

@@ -19,32 +19,29 @@ def coefficients(delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor) -> t
 
 def forward(
     config: Any, x: Tensor, delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, omega: Tensor,
-    h: Tensor | None = None, starts: Tensor | None = None,
+    h: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Token by token: `x` [B, T, C], parameters [C, N] ([2C, N] when bidirectional), `omega` [C] -> y (and h [B, C, N])."""
     wide = delta.dtype
     q, w = coefficients(delta, alpha, beta, gamma)
-    batch, time, channels = x.shape
+    batch, _, channels = x.shape
     rows, x = x.dtype, x.to(wide)
     y = omega * x
-    new = torch.zeros(batch, time, dtype=torch.bool, device=x.device) if starts is None else starts != 0
     state = torch.zeros(batch, channels, delta.shape[1], dtype=wide, device=x.device) if h is None else h
-    parts, state = recurrence(x, q[:channels], state, new)
+    parts, state = recurrence(x, q[:channels], state)
     y = y + (parts * w[:channels]).sum(-1)
     if not config.causal:
-        after = torch.cat([new[:, 1:], torch.zeros_like(new[:, :1])], 1)
-        parts, _ = recurrence(x.flip(1), q[channels:], torch.zeros_like(state), after.flip(1))
+        parts, _ = recurrence(x.flip(1), q[channels:], torch.zeros_like(state))
         y = y + (parts * w[channels:]).sum(-1).flip(1)
     y = y.to(rows)
     return (y, state) if config.return_state else (y,)
 
 
-def recurrence(x: Tensor, q: Tensor, h: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """h_t = q h_{t-1} + x_t, from nothing where `new` [B, T] holds: all of them [B, T, C, N], and the last [B, C, N]."""
+def recurrence(x: Tensor, q: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """h_t = q h_{t-1} + x_t: all of them [B, T, C, N], and the last [B, C, N]."""
     states = []
     for t in range(x.shape[1]):
-        before = torch.where(new[:, t, None, None], torch.zeros_like(h), h)
-        h = q * before + x[:, t].unsqueeze(-1)
+        h = q * h + x[:, t].unsqueeze(-1)
         states.append(h)
     return torch.stack(states, 1), h
 

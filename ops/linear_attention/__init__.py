@@ -27,6 +27,7 @@ class Config:
     normalize : divide each row by the sum of its weights.
     initial_state, return_state : continue from, and hand back, the state S (and z with `normalize`); causal only.
     chunk : positions that are computed as one tile; changes rounding only.
+    packed : several sequences in one row.
     """
 
     causal: bool = True
@@ -36,9 +37,10 @@ class Config:
     initial_state: bool = False
     return_state: bool = False
     chunk: int = 64
+    packed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("causal", "normalize", "initial_state", "return_state"):
+        for name in ("causal", "normalize", "initial_state", "return_state", "packed"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
         scale, chunk = self.scale, self.chunk
@@ -84,7 +86,7 @@ def outputs(config: Config) -> tuple[ArgSpec, ...]:
 
 def step_config(config: Config) -> Config | None:
     """The config whose forward at T = 1 is one decoding step; the bidirectional form has none."""
-    return dataclasses.replace(config, initial_state=True, return_state=True, chunk=1) if config.causal else None
+    return dataclasses.replace(config, initial_state=True, return_state=True, chunk=1, packed=False) if config.causal else None
 
 
 MECHANISM = register(
@@ -99,5 +101,6 @@ MECHANISM = register(
         reference=reference.forward,
         representative={"B": 2, "T": 2048, "H": 8, "D": 64, "E": 64},
         step=step_config,
+        tiles=lambda config: (config.chunk,),
     )
 )

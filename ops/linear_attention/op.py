@@ -12,6 +12,7 @@ from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ACC
 from tilegen.ops.linear_attention import MECHANISM, Config
 from tilegen.torch import operator
+from tilegen.torch.packing import tables
 from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
@@ -44,6 +45,7 @@ class Options(TypedDict, total=False):
     decay: Tensor | None
     normalize: bool
     initial_state: State | None
+    cu_seqlens: Tensor | None
     chunk: int
 
 
@@ -98,6 +100,7 @@ def linear_attention(
     normalize: bool = False,
     initial_state: State | None = None,
     return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
     chunk: int = 64,
 ) -> Tensor | tuple[Tensor, State]:
     """Linear attention: attention without its softmax, in linear time.
@@ -122,6 +125,7 @@ def linear_attention(
     initial_state : the past that comes before position 0: S [B, H, D, E], with `normalize` the pair of S and z [B, H, D];
         causal only.
     return_state : also return the state after position T - 1; causal only.
+    cu_seqlens : int32 [S+1], the bounds of S packed sequences (first 0, last T); B is 1 then, and states have S in its place.
     chunk : positions computed as one tile.  It changes rounding and speed only; each value is compiled once.
 
     Returns
@@ -146,10 +150,12 @@ def linear_attention(
     kind: Literal["none", "head", "token"] = "none" if decay is None else "head" if decay.dim() == 1 else "token"
     if chunk == 1 and (return_state or initial_state is not None):
         raise ArgumentError("chunk is 1 beside a state, must be at least 2 there; 64 is the usual one")
-    config = Config(causal, scale, kind, normalize, initial_state is not None, return_state, chunk)
+    config = Config(causal, scale, kind, normalize, initial_state is not None, return_state, chunk, cu_seqlens is not None)
     tensors = {"q": q, "k": k, "v": v} | ({} if decay is None else {"decay": decay})
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state, normalize)
+    if cu_seqlens is not None:
+        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
     o, *state = _call(config, tensors)
     return (o, _state(state)) if return_state else o
 

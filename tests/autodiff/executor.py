@@ -111,7 +111,8 @@ def _scan_body(op: te.Operation) -> Any:
             state = (_read(given["decay"], previous) * state if "decay" in given else state) + _read(given["x"], previous)
         state = tirx.if_then_else(t > 0, state, start)
         if "reset" in given:
-            state = tirx.if_then_else(tirx.NE(_read(given["reset"], at), 0), identity, state)
+            fresh = given["entry"][tuple(at)] if "entry" in given else identity
+            state = tirx.if_then_else(tirx.NE(_read(given["reset"], at), 0), fresh, state)
         if not spec.exclusive:
             if "decay" in given:
                 state = _read(given["decay"], at) * state

@@ -31,6 +31,8 @@ Contribution = tuple[te.Tensor, Term]
 def primitive_terms(op: te.ExternOp, adjoint: te.Tensor, wanted: Any, shared: dict[Any, te.Tensor]) -> list[Contribution]:
     """The contributions of a scan or scatter-add to the adjoints of its inputs."""
     spec = scan_spec(op)
+    if spec is not None and spec.entry:
+        raise AutodiffError(f"stage '{op.name}': a scan with entries has no adjoint; differentiate first, then pack sequences")
     if spec is not None and spec.kind in ("sum", "logsumexp"):
         step = _ScanAdjoint(op, adjoint, shared)
         terms = step.exclusive() if spec.exclusive else step.inclusive()

@@ -49,7 +49,7 @@ def command(
         instances = [instance(name, typical(mechanisms.get(name), set_), dtype) for name in mechanisms.names()]
     else:
         instances = [instance(name, set_, dtype) for name in op or []]
-    symbolic = tuple(dict.fromkeys(name for found in instances for name in found.mechanism.symbolic))
+    symbolic = tuple(dict.fromkeys(name for found in instances for name in found.symbolic))
     report = tune.tune(
         instances,
         shapes=sizes(shape, symbolic, "--sizes"),

@@ -14,7 +14,7 @@ ceil(length / C) of them, and N counts at least all of them.  Tables tell which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from tvm import ir, te, tirx
 from tilegen.errors import ExpressionError
 from tilegen.expression.ragged import BATCH, POSITIONS, Kind, Place, RaggedAxes, Table
 from tilegen.expression.rebuild import rebuilt
-from tilegen.expression.scalars import const, logaddexp, maximum, minimum
+from tilegen.expression.scalars import const
 from tilegen.expression.scan import scan, scan_inputs, scan_spec
 from tilegen.expression.stages import compute, is_stopped, placeholder, stop_gradient
 from tilegen.expression.walkers import (
@@ -62,22 +62,28 @@ def pack(outputs: Sequence[te.Tensor], batch: Any, time: Any, sequences: Any) ->
     ExpressionError
         Where two positions meet in one stage, or an axis is neither positions nor chunks of them; the stage is named.
     """
-    packer = _Packer(batch, time, sequences)
-    packer.find_hidden(outputs)
-    for op in topological(outputs):
-        for k in range(op.num_outputs):
-            packer.done[op.output(k)] = packer.rewrite(op, k)
+    packer = Packer(batch, time, sequences)
+    packed = packer.pack(outputs)
     inputs = {x: y for x, y in packer.done.items() if isinstance(x.op, te.PlaceholderOp)}
-    return Packed([packer.done[y] for y in outputs], inputs, packer.tables)
+    return Packed(packed, inputs, packer.tables)
 
 
-class _Packer(RaggedAxes):
+class Packer(RaggedAxes):
     """One rewriting: packed tensors by the original ones, and those that get a sequence axis of their own."""
 
     def __init__(self, batch: Any, time: Any, sequences: Any) -> None:
         super().__init__(batch, time, sequences)
         self.done: dict[te.Tensor, te.Tensor] = {}
         self.hidden: set[te.Tensor] = set()
+
+    def pack(self, outputs: Sequence[te.Tensor]) -> list[te.Tensor]:
+        """The packed form of `outputs`; what an earlier call packed is used again."""
+        self.find_hidden(outputs)
+        for op in topological(outputs):
+            for k in range(op.num_outputs):
+                if op.output(k) not in self.done:
+                    self.done[op.output(k)] = self.rewrite(op, k)
+        return [self.done[y] for y in outputs]
 
     def find_hidden(self, outputs: Sequence[te.Tensor]) -> None:
         """Find tensors without batch and time that are nevertheless one for each sequence; they get a sequence axis.
@@ -229,7 +235,9 @@ class _Packer(RaggedAxes):
             if kind is None:
                 packed.append(i)
             elif kind == BATCH:
-                packed.append(const(0, "int32") if timed else place.sequence)
+                # The one row by the reader's own batch axis where it has one: a planner sees that both are at the same place.
+                row = const(0, "int32") if place.owner is None else i
+                packed.append(row if timed else place.sequence)
                 if not timed and place.owner is not None:
                     guards += [place.sequence >= 0, place.sequence < n]
             else:
@@ -252,6 +260,7 @@ class _Packer(RaggedAxes):
         rest = [x for x in inner if not x[0].same_as(var)]
         names = {v: tirx.Var(v.name, "int32") for v, _, _ in spatial + inner}
         value = self.local(op, source, names, timed[0], inner)
+        value = substitute(value, {names[v]: const(0, "int32") for v, _, k in spatial if k == BATCH})  # there is one row
         axes = [te.reduce_axis((0, n), v.name) for v, n, _ in rest]
         value = substitute(value, {names[v]: a.var for (v, _, _), a in zip(rest, axes, strict=True)})
         over = self.reducer(op, op.body[0])
@@ -303,47 +312,29 @@ class _Packer(RaggedAxes):
     def scanned(self, op: te.ExternOp, kind: int) -> te.Tensor:
         """The scan of all sequences at once, started anew at each."""
         spec, roles = scan_spec(op), {role: self.done[x] for role, x in scan_inputs(op).items()}
-        shape, axis = list(roles["x"].shape), spec.axis
-        is_start = lambda n: self.is_start(kind, n, spec.reverse)
-        reset = self.marks(f"{op.name}_starts", kind, axis, len(shape), spec.reverse, roles.get("reset"))
-        x, initial, result = roles["x"], roles.get("initial"), None
-        if initial is not None:
-            x = self.with_initial(op, spec, roles, is_start, kind)
-        result = scan(
-            x,
+        rank, axis, initial = len(roles["x"].shape), spec.axis, roles.get("initial")
+        return scan(
+            roles["x"],
             axis=axis,
             kind=spec.kind,
             decay=roles.get("decay"),
-            reset=reset,
+            reset=self.marks(f"{op.name}_starts", kind, axis, rank, spec.reverse, roles.get("reset")),
+            entry=None if initial is None else self.entries(op, roles, axis, kind),
             reverse=spec.reverse,
             exclusive=spec.exclusive,
-            name=op.name if initial is None or not spec.exclusive else f"{op.name}_own",
+            name=op.name,
         )
-        if initial is None or not spec.exclusive:
-            return result
 
-        def before(*i: Any) -> Expr:
-            return tirx.if_then_else(is_start(i[axis]), self.state(initial, i, axis, kind), result(*i))
+    def entries(self, op: te.Operation, roles: Mapping[str, te.Tensor], axis: int, kind: int) -> te.Tensor:
+        """For every element the initial state of its sequence; it is read where a sequence starts."""
+        initial = roles["initial"]
+        if "reset" in roles:
+            raise ExpressionError(f"scan '{op.name}' has an initial state and resets of its own, which cannot be packed; drop one")
 
-        return compute(shape, before, op.name)
+        def state(*i: Any) -> Expr:
+            s = self.owner_of(kind, i[axis])
+            rest = [x for k, x in enumerate(i) if k != axis]
+            guard = tirx.all(s >= 0, s < self.sequences)
+            return tirx.if_then_else(guard, initial(s, *rest[1:]), const(0, str(initial.dtype)))
 
-    def state(self, initial: te.Tensor, i: Any, axis: int, kind: int) -> Expr:
-        """The initial state of the sequence that element `i` is in."""
-        s = self.owner_of(kind, i[axis])
-        rest = [x for k, x in enumerate(i) if k != axis]
-        guard = tirx.all(s >= 0, s < self.sequences)
-        return tirx.if_then_else(guard, initial(s, *rest[1:]), const(0, str(initial.dtype)))
-
-    def with_initial(self, op: te.Operation, spec: Any, roles: Any, is_start: Any, kind: int) -> te.Tensor:
-        """x with the initial state of each sequence combined into its first element."""
-        x, initial, axis = roles["x"], roles["initial"], spec.axis
-        combine = {"sum": lambda a, b: a + b, "logsumexp": logaddexp, "min": minimum, "max": maximum}[spec.kind]
-
-        def body(*i: Any) -> Expr:
-            state = self.state(initial, i, axis, kind)
-            if "decay" in roles:
-                decay = roles["decay"]
-                state = state * decay(*[0 if const_int(n) == 1 else v for n, v in zip(decay.shape, i, strict=True)])
-            return tirx.if_then_else(is_start(i[axis]), combine(state, x(*i)), x(*i))
-
-        return compute(x.shape, body, f"{op.name}_begun")
+        return compute(roles["x"].shape, state, f"{op.name}_entry")

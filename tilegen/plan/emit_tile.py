@@ -122,6 +122,9 @@ class TileEmitter:
                 self._copy(self.after[scan], self.before[scan], self._parallel_at(at), self.inner_of(scan))
 
     def _body(self, at: list[Any]) -> None:
+        for scan in self.kernel.anchors:
+            if scan_spec(scan.op).exclusive and scan_spec(scan.op).reset:
+                self._restart(scan, at)
         own = {*self.kernel.locals, *self.kernel.anchors}
         for tensor in sorted(own, key=self._position):
             if tensor in self.after:
@@ -307,6 +310,16 @@ class TileEmitter:
 
         self.nest("start", at, self.inner_of(scan), [], body)
 
+    def _restart(self, scan: te.Tensor, at: Sequence[Any]) -> None:
+        """The state before this step anew where a sequence starts: an exclusive scan gives it to its readers."""
+
+        def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
+            place = [*self._parallel_at(outer), *inner]
+            value = self._values(outer, inner, analyzer).restarted(scan, [*outer, *inner], self.before[scan][tuple(place)])
+            T.buffer_store(self.before[scan], value, place)
+
+        self.nest("restart", at, self.inner_of(scan), [], body)
+
     def _advance(self, scan: te.Tensor, at: Sequence[Any]) -> None:
         sources = scan_inputs(scan.op)
         x = sources["x"]
@@ -316,7 +329,8 @@ class TileEmitter:
         def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
             values = self._values(outer, inner, analyzer)
             place = [*self._parallel_at(outer), *inner]
-            value = values.walk_value(scan, sources, [*outer, *inner], self.before[scan][tuple(place)])
+            before = self.before[scan][tuple(place)]
+            value = values.walk_value(scan, sources, [*outer, *inner], before, restarted=scan_spec(scan.op).exclusive)
             T.buffer_store(self.after[scan], value, place)
 
         self.nest("advance", at, self.inner_of(scan), [], body)

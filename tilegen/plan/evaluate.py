@@ -110,12 +110,18 @@ class Evaluator:
         return self.current[anchor]
 
     def _before(self, scan: te.Tensor) -> Any:
-        """The state that this step of a scan takes over: nothing where it starts a sequence."""
+        """The state that this step of a scan takes over: another where it starts a sequence."""
         spec = scan_spec(scan.op)
         if not spec.reset:
             return self.previous[scan]
-        start = self._broadcast(scan_inputs(scan.op)["reset"])
-        return tirx.Select(start != 0, identity(spec.kind, str(scan.dtype)), self.previous[scan])
+        return self.restarted(scan, self.full, self.previous[scan])
+
+    def restarted(self, scan: te.Tensor, indices: Sequence[Any], before: Any) -> Any:
+        """`before`, or what the element at `indices` takes over where it starts a sequence."""
+        spec, sources = scan_spec(scan.op), scan_inputs(scan.op)
+        start = self.element(sources["reset"], _broadcast_indices(sources["reset"], indices))
+        fresh = self.element(sources["entry"], indices) if spec.entry else identity(spec.kind, str(scan.dtype))
+        return tirx.Select(start != 0, fresh, before)
 
     def reduce_step(self, anchor: te.Tensor, steps: Sequence[Any]) -> Any:
         """The accumulator of a reduction after adding the element at `steps`."""
@@ -150,12 +156,13 @@ class Evaluator:
         value = self.element(tensor, indices) if tensor in self.buffers and tensor not in self.computing else self._stage(tensor, list(indices))
         return self.math(value)
 
-    def walk_value(self, scan: te.Tensor, sources: Mapping[str, te.Tensor], indices: Sequence[Any], before: Any) -> Any:
-        """The state of a scan after the element at `indices`, given the one before."""
-        spec, dtype = scan_spec(scan.op), str(scan.dtype)
-        if spec.reset:
-            start = self.element(sources["reset"], _broadcast_indices(sources["reset"], indices))
-            before = tirx.Select(start != 0, identity(spec.kind, dtype), before)
+    def walk_value(
+        self, scan: te.Tensor, sources: Mapping[str, te.Tensor], indices: Sequence[Any], before: Any, restarted: bool = False
+    ) -> Any:
+        """The state of a scan after the element at `indices`, given the one before, which may be `restarted` already."""
+        spec = scan_spec(scan.op)
+        if spec.reset and not restarted:
+            before = self.restarted(scan, indices, before)
         if spec.decay:
             before = before * self.element(sources["decay"], _broadcast_indices(sources["decay"], indices))
         return self.math(combine(spec.kind, before, self.element(sources["x"], indices)))
@@ -173,10 +180,7 @@ class Evaluator:
             return self.walk_value(scan, sources, here, tirx.if_then_else(first, start, buffer[tuple(there)]))
         after = self.walk_value(scan, sources, there, buffer[tuple(there)])
         value = tirx.if_then_else(first, start, after)
-        if not spec.reset:
-            return value
-        starts = self.element(sources["reset"], _broadcast_indices(sources["reset"], here))
-        return tirx.Select(starts != 0, identity(spec.kind, str(scan.dtype)), value)
+        return self.restarted(scan, here, value) if spec.reset else value
 
     # ---------------------------------------------------------------- elements
 

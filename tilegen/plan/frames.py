@@ -178,7 +178,7 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
 
     def same_place(indices: list[Any], walked: int | None, reverse: bool) -> bool:
         for k, index in enumerate(indices):
-            wanted = [at[k], *([place[at[k]]] if at[k] in place else [])]
+            wanted = [simple(at[k]), *([place[at[k]]] if at[k] in place else [])]
             if k == walked:
                 wanted.append(at[k] + 1 if reverse else at[k] - 1)
             if not any(stages.equal(index, w) for w in wanted):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import te, tirx
 
 from tilegen.bundle import shapes
 from tilegen.errors import ExpressionError
 from tilegen.expression import placeholder
-from tilegen.mechanisms import ACC, ArgSpec, Instance
+from tilegen.mechanisms import ACC, ArgSpec, Instance, is_packed
+
+if TYPE_CHECKING:
+    from tilegen.plan.packing import Packing
 
 
 class Dims:
@@ -55,10 +58,22 @@ class Graph:
     outputs: dict[str, te.Tensor]
     dims: Dims
     grads: dict[str, te.Tensor] = field(default_factory=dict)  # cotangents of the outputs
+    packing: Packing | None = None  # of packed sequences: what this graph was made from
 
 
 def forward_graph(instance: Instance, sizes: dict[str, int] | None = None) -> Graph:
     """The forward expression; `sizes` makes symbolic sizes static."""
+    if not is_packed(instance.config):
+        return dense_graph(instance, sizes)
+    if sizes:
+        raise ExpressionError(f"sizes are given for packed '{instance.mechanism.name}', whose sizes stay symbolic; leave them out")
+    from tilegen.plan.packing import packed_forward
+
+    return packed_forward(instance, dense_graph(instance))
+
+
+def dense_graph(instance: Instance, sizes: dict[str, int] | None = None) -> Graph:
+    """The forward expression over a batch of sequences of one length."""
     dims, config = Dims(instance, sizes), instance.config
     specs = instance.mechanism.inputs(config)
     inputs = {s.name: placeholder(dims.shape(s), s.concrete_dtype(instance.dtype), s.name) for s in specs}
@@ -81,6 +96,10 @@ def forward_graph(instance: Instance, sizes: dict[str, int] | None = None) -> Gr
 
 def backward_graph(instance: Instance, forward: Graph) -> Graph:
     """Gradients of all differentiable inputs, given those of the differentiable outputs."""
+    if forward.packing is not None:
+        from tilegen.plan.packing import packed_backward
+
+        return packed_backward(instance, forward)
     from tilegen.autodiff import gradient
 
     config = instance.config

@@ -134,7 +134,7 @@ def _tasks(
     instances: Sequence[Instance], target: BuildTarget, shapes: Mapping[str, int], skipped: list[tuple[str, str]]
 ) -> list[Task]:
     """The kernels to search.  Among several operators one that cannot be planned does not keep the others waiting."""
-    known = {name for instance in instances for name in (*instance.mechanism.symbolic, *instance.static)}
+    known = {name for instance in instances for name in (*instance.symbolic, *instance.static)}
     for name, size in shapes.items():
         if name not in known or size < 1:
             raise ArgumentError(f"shapes has {name}={size}, must give sizes of at least 1 to {', '.join(sorted(known))}")
