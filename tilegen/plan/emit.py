@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from math import prod
 from typing import Any
 
 from tvm import ir, te, tirx
@@ -23,7 +24,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from tilegen.errors import PlanError
-from tilegen.expression.walkers import WIDE, prim
+from tilegen.expression.walkers import WIDE, const_int, prim
 from tilegen.plan import stages
 from tilegen.plan.emit_tile import emit_tile
 from tilegen.plan.evaluate import Evaluator, MathRule, identity
@@ -33,7 +34,7 @@ from tilegen.plan.tiles import TileKernel
 Buffers = Mapping[te.Tensor, Any]
 
 PARTIAL = 64
-"""Steps of a walk that a partial sum adds up before it is added to the whole."""
+"""Terms that a partial sum of a walk or reduction adds up before it is added to the whole."""
 
 
 def prim_func(
@@ -118,11 +119,7 @@ def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
             stores += [(buffer, widened(values.at_point(emitted), str(buffer.dtype))) for emitted, buffer in kept.items()]
             for buffer, value in stores:
                 _store(buffer, value, point)
-            if partial:
-                with T.If(tirx.any(tirx.floormod(step, PARTIAL) == PARTIAL - 1, step == kernel.extent - 1)), T.Then():
-                    for anchor, buffer in partial.items():
-                        _store(state[anchor], state[anchor][tuple(point)] + buffer[tuple(point)], point)
-                        _store(buffer, tirx.const(0, "float32"), point)
+            _add_partial_sums(state, partial, step, kernel.extent, point)
         if out:
             with T.sblock(f"{kernel.name}_emit"):
                 *point, step = _axes(extents, loops, "S" * (rank + 1))
@@ -132,6 +129,15 @@ def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
     _loops(kernel, extents, nest)
     if kernel.finals:
         _finals(kernel, buffers, math, state, latches)
+
+
+def _add_partial_sums(state: Buffers, partial: Buffers, step: Any, extent: Any, point: Sequence[Any]) -> None:
+    """After every block of terms, and after the last one."""
+    if partial:
+        with T.If(tirx.any(tirx.floormod(step, PARTIAL) == PARTIAL - 1, step == extent - 1)), T.Then():
+            for anchor, buffer in partial.items():
+                _store(state[anchor], state[anchor][tuple(point)] + buffer[tuple(point)], point)
+                _store(buffer, tirx.const(0, "float32"), point)
 
 
 def _is_float32_sum(anchor: te.Tensor) -> bool:
@@ -181,23 +187,32 @@ def _reduce(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
     extents = [*kernel.space, *[axis.dom.extent for axis in over]]
     direct = len(kernel.finals) == len(kernel.anchors) == 1 and kernel.finals == kernel.anchors
     state = {
-        a: buffers[a] if direct else _local(f"{kernel.name}_state{k}", kernel.space, str(a.dtype)) for k, a in enumerate(kernel.anchors)
+        a: buffers[a] if direct else _local(f"{kernel.name}_state{k}", kernel.space, str(a.dtype))
+        for k, a in enumerate(kernel.anchors)
     }
+    terms = prod(const_int(axis.dom.extent) or PARTIAL + 1 for axis in over)
+    sums = [a for a in kernel.anchors if _is_float32_sum(a) and terms > PARTIAL]
+    partial = {a: _local(f"{kernel.name}_part{k}", kernel.space, "float32") for k, a in enumerate(sums)}
 
     def nest(loops: list[Any]) -> None:
         with T.sblock(f"{kernel.name}_upd"):
             rank = len(kernel.space)
             vars_ = _axes(extents, loops, "S" * rank + "R" * len(over))
             point, steps = vars_[:rank], vars_[rank:]
-            values = Evaluator(kernel, buffers, math, point, None, state)
+            held = {**state, **partial}
+            values = Evaluator(kernel, buffers, math, point, None, held)
             with T.init():
-                for anchor, buffer in state.items():
+                for anchor, buffer in [*state.items(), *partial.items()]:
                     _store(buffer, identity(stages.reduction(anchor), str(anchor.dtype)), point)
             if len(state) > 1:
                 values.open_states()
-            stores = [(buffer, values.reduce_step(anchor, steps)) for anchor, buffer in state.items()]
+            stores = [(buffer, values.reduce_step(anchor, steps)) for anchor, buffer in held.items()]
             for buffer, value in stores:
                 _store(buffer, value, point)
+            number, count = steps[0], over[0].dom.extent
+            for step, axis in zip(steps[1:], over[1:], strict=True):
+                number, count = number * axis.dom.extent + step, count * axis.dom.extent
+            _add_partial_sums(state, partial, number, count, point)
 
     _loops(kernel, extents, nest)
     if not direct:

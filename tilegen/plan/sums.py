@@ -97,7 +97,9 @@ def _tree(term: Term, count: int, number: Callable[[int, Any], Any]) -> Term:
     return added
 
 
-def _nest(emitter: TileEmitter, at: Sequence[Any], extents: Sequence[Any], target: Any, first: int, count: int, value: Term) -> None:
+def _nest(
+    emitter: TileEmitter, at: Sequence[Any], extents: Sequence[Any], target: Any, first: int, count: int, value: Term
+) -> None:
     """``target[.., first + p, ..] = value(p)`` for p < count."""
 
     def body(outer: list[Any], loops: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
