@@ -89,8 +89,9 @@ def _launched(instance: Instance, function: FunctionPlan, target: BuildTarget) -
 
     def written(kernels: list[tuple[Any, dict[str, Any]]]) -> Any:
         from tilegen.plan.gpu.func import device_func
+        from tilegen.plan.gpu.math import math_of
 
-        return device_func(params, kernels, target.machine, MATH.get(target.kind))
+        return device_func(params, kernels, target.machine, math_of(instance.dtype))
 
     for kernel in function.kernels:
         rule = device_rule_for(kernel, target.kind)

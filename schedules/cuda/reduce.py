@@ -1,0 +1,41 @@
+"""Reductions on a GPU: how many neighbouring results a block computes, and how many threads share one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tilegen.expression.walkers import const_int
+from tilegen.plan import stages
+from tilegen.schedules.rule import Decide, Gpu
+
+WIDTHS = (1, 2, 4, 8)
+LANES = (1, 2, 4, 8, 16, 32)
+GROUPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+THREADS = 512
+
+
+class Reduce:
+    """Reductions over their own axes."""
+
+    name = "cuda.reduce"
+    version = 1
+
+    def fits(self, kernel: Any) -> bool:
+        """Kernels of the pattern."""
+        return bool(kernel.pattern == "reduce")
+
+    def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
+        """Few results of long sums get whole blocks; many results of short sums a thread each."""
+        extent = const_int(kernel.space[-1]) if kernel.space else None
+        over = [const_int(axis.dom.extent) for axis in stages.reduce_axes(kernel.anchors[0])]
+        many = any(const_int(n) is None for n in kernel.space)
+        short = all(n is not None for n in over)
+        most = 2 if len(kernel.anchors) <= 4 else 1
+        wide = decide("width", WIDTHS, 1 if extent is None else max(w for w in WIDTHS if w <= most and extent % w == 0))
+        usual = 1 if extent is None else min(16, 1 << (max(extent // wide, 1) - 1).bit_length())
+        lanes = decide("lanes", LANES, usual)
+        groups = max(1, min(GROUPS[-1], THREADS // lanes)) if not short else 1 if many else 32
+        return {"width": wide, "lanes": lanes, "groups": decide("groups", GROUPS, groups)}
+
+
+RULES = [Reduce()]

@@ -1,0 +1,471 @@
+"""Walks on a GPU: a block owns some channels and goes along the axis in rounds, all groups of steps of a round at once.
+
+    block    a tile of `channels`, all steps
+      round    groups x steps of the walk
+        thread   `width` channels, one group of consecutive steps
+
+In every round each stratum of scans (`tilegen.plan.gpu.walk_strata`) is summed up group by group, exchanged
+(`tilegen.plan.gpu.walk_exchange`), and known to all groups from then on; the last pass over a group's steps has the true states
+and writes what is written at every step.  With one group there is nothing to exchange: a thread walks its channels alone.
+
+Steps behind the end are computed like all others, on the last element again, and change nothing that is written: they come
+after every step that exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from tilegen.expression.scan import scan_inputs
+from tilegen.expression.walkers import const_int
+from tilegen.plan import stages
+from tilegen.plan.access import anchors_below
+from tilegen.plan.emit import wide
+from tilegen.plan.evaluate import Evaluator, MathRule, combine
+from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
+from tilegen.plan.gpu.lanes import neighbours, registers
+from tilegen.plan.gpu.walk_exchange import Exchange, Shape
+from tilegen.plan.gpu.walk_reads import Held, Reads, Recorder, Window, load
+from tilegen.plan.gpu.walk_strata import Stratum, closure, decay_of, reductions_of, scans_of, strata
+from tilegen.plan.gpu.walk_values import Step, neutral
+from tilegen.plan.kernel import Kernel
+from tilegen.schedules.rule import Gpu, dtype_bytes
+
+
+def lower_walk(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
+    """Launch a walk; decisions: channels, width, steps, groups, and whether the next round is loaded ahead (0 or 1)."""
+    Walk(kernel, buffers, decisions, math).emit()
+
+
+def lane_extent(kernel: Kernel) -> int | None:
+    """Channels along the last axis of a walk's space, if their number is static."""
+    return const_int(kernel.space[-1]) if kernel.space else None
+
+
+class Walk:
+    """One walk being emitted."""
+
+    def __init__(self, kernel: Kernel, buffers: Buffers, decisions: Decisions, math: MathRule):
+        self.kernel, self.buffers, self.math = kernel, buffers, math
+        self.shape = Shape(decisions["groups"], decisions["channels"], decisions["width"], decisions["steps"])
+        self.lane = len(kernel.space) - 1 if lane_extent(kernel) is not None else None
+        self.prefetch = bool(decisions["ahead"])
+        self.ready = {tensor for tensor in buffers if tensor not in set(kernel.writes())}
+        self.strata = strata(kernel, self.ready)
+        self.scans, self.reductions = scans_of(kernel), reductions_of(kernel)
+        self.exchanges = [Exchange(stratum, self.shape) for stratum in self.strata] if self.shape.groups > 1 else []
+        self.reads = self._reads()
+
+    # ---------------------------------------------------------------- what is read
+
+    def _reads(self) -> Reads:
+        """Windows of everything that the walk reads, found by evaluating one step on the side."""
+        kernel = self.kernel
+        reads = Reads(self.lane, self.shape.width, kernel.reverse)
+        with IRBuilder(), T.prim_func(s_tir=False):
+            T.func_name("reads")
+            point = [tirx.Var(f"p{k}", "int32") for k in range(len(kernel.space))]
+            at = tirx.Var("t", "int32")
+            values = Step(kernel, Recorder(self.buffers, reads, point, at), self.math, point, at, {})
+            for scan in self.scans:
+                values.hold(scan, tirx.Var(scan.op.name, str(scan.dtype)))
+            for scan in self.scans:
+                T.evaluate(values.advance(scan))
+                for exchange in self.exchanges:
+                    if scan in exchange.stratum.scans:
+                        for section in exchange.sections:
+                            if section.decay is not None and scan is section.scans[0]:
+                                T.evaluate(values.passed(section.decay, scan, tirx.const(1, str(scan.dtype))))
+            for tensor in [*kernel.emits, *kernel.latches]:
+                T.evaluate(values.at_point(tensor))
+            for anchor in self.reductions:
+                T.evaluate(values.added(anchor, neutral(anchor), tirx.const(True, "bool")))
+        return reads
+
+    # ---------------------------------------------------------------- places
+
+    def _grid(self) -> tuple[list[Any], Any]:
+        """(extents of the axes whose points have blocks of their own, blocks in all)."""
+        own = list(self.kernel.space) if self.lane is None else list(self.kernel.space[:-1])
+        tiles = 1 if self.lane is None else -(-lane_extent(self.kernel) // self.shape.channels)  # type: ignore[operator]
+        total: Any = tiles
+        for extent in own:
+            total = extent * total if not isinstance(extent, int) else total * extent
+        return own, total if not isinstance(total, int) else tirx.const(total, "int32")
+
+    def _places(self, block: Any, thread: Any, own: list[Any]) -> None:
+        """Which channels and steps are this thread's."""
+        shape = self.shape
+        tiles = 1 if self.lane is None else -(-lane_extent(self.kernel) // shape.channels)  # type: ignore[operator]
+        self.thread = thread
+        self.tx = name("tx", T.Bind(tirx.floormod(thread, shape.lanes)))
+        self.group = name("group", T.Bind(tirx.floordiv(thread, shape.lanes)))
+        rest = tirx.floordiv(block, tiles)
+        lead: list[Any] = []
+        for extent in reversed(own[1:]):
+            lead.insert(0, tirx.floormod(rest, extent))
+            rest = tirx.floordiv(rest, extent)
+        if own:
+            lead.insert(0, rest)
+        self.lead = [name(f"p{k}", T.Bind(at)) for k, at in enumerate(lead)]
+        self.fits: Any = None
+        self.places = list(self.lead)
+        if self.lane is None:
+            return
+        first = tirx.floormod(block, tiles) * shape.channels + self.tx * shape.width
+        extent = lane_extent(self.kernel)
+        assert extent is not None
+        if extent % shape.channels:
+            # Threads beyond the last channel repeat the last ones and write nothing.
+            self.fits = T.Bind(first < extent)
+            first = tirx.min(first, extent - shape.width)
+        self.places.append(name("first", T.Bind(first)))
+
+    def _point(self, lane: Any) -> list[Any]:
+        """The point of one of the thread's channels."""
+        if self.lane is None:
+            return list(self.lead)
+        return [*self.lead, name("channel", T.Bind(self.places[-1] + lane))]
+
+    def _time(self, step: Any) -> Any:
+        """The index of a step on the walked axis."""
+        return self.kernel.extent - 1 - step if self.kernel.reverse else step
+
+    def _full(self, point: Sequence[Any], time: Any) -> list[Any]:
+        at = self.kernel.position
+        return [*point[:at], time, *point[at:]]
+
+    # ---------------------------------------------------------------- emission
+
+    def emit(self) -> None:
+        """The kernel."""
+        shape = self.shape
+        own, blocks = self._grid()
+        with launch([blocks], shape.threads) as ((block,), thread):
+            self._places(block, thread, own)
+            self._declare()
+            for window in self.reads.steady():
+                load(window, self.buffers[window.tensor], window.now, 1, self.places, lambda slot: slot)
+            self._seed()
+            rounds = tirx.floordiv(self.kernel.extent + (shape.span - 1), shape.span)
+            moving = self.reads.moving()
+            first = self.group * shape.steps
+            if self.prefetch:
+                self._load(moving, first, [window.ahead for window in moving])
+            with T.serial(0, rounds) as turn:
+                start = name("start", T.Bind(turn * shape.span + first))
+                if self.prefetch:
+                    for window in moving:
+                        slots = shape.steps + window.high - window.low
+                        with T.unroll(0, slots) as slot, T.unroll(0, window.width) as lane:
+                            T.buffer_store(window.now, window.ahead[slot, lane], [slot, lane])
+                    self._load(moving, start + shape.span, [window.ahead for window in moving])
+                else:
+                    self._load(moving, start, [window.now for window in moving])
+                for exchange in self.exchanges:
+                    self._resolve(exchange, start)
+                self._last_pass(start)
+            self._finish()
+
+    def _declare(self) -> None:
+        shape = self.shape
+        for k, window in enumerate(self.reads.windows.values()):
+            slots = shape.steps + window.high - window.low if window.moves else 1
+            dtype = str(window.tensor.dtype)
+            window.now = registers(f"read{k}", [slots, window.width], dtype)
+            if window.moves and self.prefetch:
+                window.ahead = registers(f"next{k}", [slots, window.width], dtype)
+        self.begin = {scan: registers(f"begin{k}", [shape.width], str(scan.dtype)) for k, scan in enumerate(self.scans)}
+        self.run = {scan: registers(f"run{k}", [shape.width], str(scan.dtype)) for k, scan in enumerate(self.scans)}
+        self.sums = {a: registers(f"sum{k}", [shape.width], str(a.dtype)) for k, a in enumerate(self.reductions)}
+        self.out = {e: registers(f"out{k}", [shape.width], str(e.dtype)) for k, e in enumerate(self.kernel.emits)}
+        self._shared()
+        for exchange in self.exchanges:
+            exchange.open()
+
+    def _shared(self) -> None:
+        """Rows of sums, one buffer a dtype, and rows of what the results behind the walk need."""
+        shape = self.shape
+        rows: dict[str, int] = {}
+        for exchange in self.exchanges:
+            for dtype, count in exchange.rows.items():
+                rows[dtype] = max(rows.get(dtype, 0), count)
+        if shape.groups > 1:
+            for anchor in self.reductions:
+                rows.setdefault(str(anchor.dtype), 1)
+        self.kept = self._kept()
+        ends: dict[str, int] = {}
+        self.end_row: dict[te.Tensor, int] = {}
+        for tensor, dtype in self.kept.items():
+            self.end_row[tensor] = ends.get(dtype, 0)
+            ends[dtype] = self.end_row[tensor] + 1
+        wanted = [(("rows", d), [n, shape.row], d) for d, n in rows.items()] + [
+            (("ends", d), [n, shape.channels], d) for d, n in ends.items()
+        ]
+        wanted.sort(key=lambda want: -dtype_bytes(want[2]))
+        total = sum(n * width * dtype_bytes(dtype) for _, (n, width), dtype in wanted)
+        self.rows: dict[str, Any] = {}
+        self.ends: dict[str, Any] = {}
+        if not total:
+            return
+        base = name("shared", T.alloc_buffer([total], "uint8", scope="shared.dyn"))
+        at = 0
+        for (role, dtype), (n, width), _ in wanted:
+            size = dtype_bytes(dtype)
+            declared = T.decl_buffer([n, width], dtype, data=base.data, elem_offset=at // size, scope="shared.dyn")
+            getattr(self, role)[dtype] = name(f"{role}_{dtype}", declared)
+            at += n * width * size
+
+    def _kept(self) -> dict[te.Tensor, str]:
+        """What the results behind the walk need of it, with the dtype in which it waits."""
+        if not self.kernel.finals:
+            return {}
+        own = set(self.kernel.anchors)
+        needed: dict[te.Tensor, str] = {}
+        for final in self.kernel.finals:
+            for anchor in [final, *anchors_below(final, self.ready)]:
+                if anchor in own:
+                    needed[anchor] = str(anchor.dtype)
+        return needed | {tensor: wide(tensor) for tensor in self.kernel.latches if tensor not in needed}
+
+    # ---------------------------------------------------------------- loads
+
+    def _load(self, windows: list[Window], start: Any, targets: list[Any]) -> None:
+        """Fill the windows of the group that starts at `start`: without checks where all of its steps exist."""
+        if not windows:
+            return
+        low, high = min(w.low for w in windows), max(w.high for w in windows)
+        extent, steps = self.kernel.extent, self.shape.steps
+
+        def fill(near: Any) -> None:
+            for window, target in zip(windows, targets, strict=True):
+                step = lambda slot, low=window.low: start + (slot + low)
+                slots = steps + window.high - window.low
+                load(
+                    window,
+                    self.buffers[window.tensor],
+                    target,
+                    slots,
+                    self.places,
+                    lambda slot, step=step: self._time(near(step(slot))),
+                )
+
+        whole = start + (steps + high) <= extent
+        with T.If(tirx.all(start + low >= 0, whole) if low < 0 else whole):
+            with T.Then():
+                fill(lambda step: step)
+            with T.Else():
+                fill(lambda step: tirx.min(tirx.max(step, 0), extent - 1) if low < 0 else tirx.min(step, extent - 1))
+
+    # ---------------------------------------------------------------- passes
+
+    @contextmanager
+    def _steps(self, start: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """A loop over the steps of a group: (number in the group, number in the walk, index on the walked axis)."""
+        with T.unroll(0, self.shape.steps) as at:
+            step = name("step", T.Bind(start + at))
+            time = name("time", T.Bind(self._time(step)))
+            yield at, step, time
+
+    def _values(self, at: Any, time: Any, lane: Any, scans: Sequence[te.Tensor], states: dict[te.Tensor, Any]) -> Step:
+        point = self._point(lane)
+        memory = Held(self.buffers, self.reads, point, time, at, lane)
+        values = Step(self.kernel, memory, self.math, point, time, {})
+        for scan in scans:
+            values.hold(scan, states[scan][lane])
+        return values
+
+    def _cell(self, lane: Any) -> Any:
+        """This thread's element in a row of sums."""
+        return self.group * self.shape.channels + self.tx * self.shape.width + lane
+
+    def _seed(self) -> None:
+        """States before the first step, and sums of nothing."""
+        shape = self.shape
+        for anchor, buffer in self.sums.items():
+            with T.unroll(0, shape.width) as lane:
+                T.buffer_store(buffer, neutral(anchor), [lane])
+        if shape.groups == 1:
+            for scan in self.scans:
+                with T.unroll(0, shape.width) as lane:
+                    values = Evaluator(self.kernel, self.buffers, self.math, self._point(lane), None, {})
+                    T.buffer_store(self.run[scan], values.start(scan), [lane])
+            return
+        for exchange in self.exchanges:
+            self._seed_carries(exchange)
+            self._seed_factors(exchange)
+
+    def _hand_over(self, exchange: Exchange, scans: Sequence[te.Tensor], value: Any, field: str) -> None:
+        """Give the scanning threads a value of every channel, by way of the first group's row."""
+        barrier()
+        with T.If(self.group == 0), T.Then():
+            for scan in scans:
+                with T.unroll(0, self.shape.width) as lane:
+                    T.buffer_store(self.rows[str(scan.dtype)], value(scan, lane), [exchange.row_of(scan), self._cell(lane)])
+        barrier()
+
+        def take(section: Any, turn: int, row: Any, channel: Any) -> None:
+            T.buffer_store(getattr(section, field), self.rows[section.dtype][row, channel], [turn])
+
+        exchange.each(self.thread, [section for section in exchange.sections if section.scans[0] in scans], take)
+        barrier()
+
+    def _seed_carries(self, exchange: Exchange) -> None:
+        def value(scan: te.Tensor, lane: Any) -> Any:
+            return Evaluator(self.kernel, self.buffers, self.math, self._point(lane), None, {}).start(scan)
+
+        given = [section for section in exchange.sections if any("initial" in scan_inputs(scan.op) for scan in section.scans)]
+        for section in exchange.sections:
+            if section not in given:
+                with T.unroll(0, section.carry.shape[0]) as turn:
+                    T.buffer_store(section.carry, neutral(section.scans[0]), [turn])
+        if given:
+            self._hand_over(exchange, [scan for section in given for scan in section.scans], value, "carry")
+
+    def _seed_factors(self, exchange: Exchange) -> None:
+        """What a whole group passes on where every step passes on the same."""
+        steady = [scan for section in exchange.sections if section.factor is not None for scan in section.scans]
+        if not steady:
+            return
+        power = {scan: registers(f"power{k}", [self.shape.width], str(scan.dtype)) for k, scan in enumerate(steady)}
+        with T.unroll(0, self.shape.width) as lane:
+            values = self._values(0, self._time(tirx.const(0, "int32")), lane, [], {})
+            for scan, buffer in power.items():
+                value = product = values.passed(decay_of(scan), scan, tirx.const(1, str(scan.dtype)))
+                for _ in range(self.shape.steps - 1):
+                    product = product * value
+                T.buffer_store(buffer, product, [lane])
+        self._hand_over(exchange, steady, lambda scan, lane: power[scan][lane], "factor")
+
+    def _resolve(self, exchange: Exchange, start: Any) -> None:
+        """Sum up a stratum over the thread's group, exchange, and take up the state in which the group starts."""
+        stratum, width = exchange.stratum, self.shape.width
+        passed = [registers(f"pass{k}", [width], section.dtype) for k, section in enumerate(exchange.decays())]
+        with T.unroll(0, width) as lane:
+            for scan in stratum.below:
+                T.buffer_store(self.run[scan], self.begin[scan][lane], [lane])
+            for scan in stratum.scans:
+                T.buffer_store(self.run[scan], neutral(scan), [lane])
+            for section, buffer in zip(exchange.decays(), passed, strict=True):
+                T.buffer_store(buffer, tirx.const(1, section.dtype), [lane])
+        with self._steps(start) as (at, _, time), T.unroll(0, width) as lane:
+            held = [*stratum.below, *stratum.scans]
+            values = self._values(at, time, lane, held, self.run)
+            stores = [(self.run[scan], values.advance(scan)) for scan in held]
+            for section, buffer in zip(exchange.decays(), passed, strict=True):
+                assert section.decay is not None
+                stores.append((buffer, values.passed(section.decay, section.scans[0], buffer[lane])))
+            for buffer, value in stores:
+                T.buffer_store(buffer, value, [lane])
+        self._give(exchange, stratum, passed)
+        exchange.run(self.thread, self.rows)
+        for scan in stratum.scans:
+            with neighbours(width) as lane:
+                T.buffer_store(self.begin[scan], self.rows[str(scan.dtype)][exchange.row_of(scan), self._cell(lane)], [lane])
+
+    def _give(self, exchange: Exchange, stratum: Stratum, passed: list[Any]) -> None:
+        for scan in stratum.scans:
+            with neighbours(self.shape.width) as lane:
+                T.buffer_store(self.rows[str(scan.dtype)], self.run[scan][lane], [exchange.row_of(scan), self._cell(lane)])
+        for section, buffer in zip(exchange.decays(), passed, strict=True):
+            with neighbours(self.shape.width) as lane:
+                T.buffer_store(self.rows[section.dtype], buffer[lane], [section.decay_row, self._cell(lane)])
+
+    def _last_pass(self, start: Any) -> None:
+        """All states as they are: what is written at every step, and the reductions."""
+        kernel, width = self.kernel, self.shape.width
+        ends = [tensor for tensor in self.kept if tensor not in self.sums]
+        needed = closure([*kernel.emits, *ends, *self.reductions], kernel, self.ready) if self.shape.groups > 1 else self.scans
+        if self.shape.groups > 1:
+            with T.unroll(0, width) as lane:
+                for scan in needed:
+                    T.buffer_store(self.run[scan], self.begin[scan][lane], [lane])
+        with self._steps(start) as (at, step, time):
+            exists = T.Bind(step < kernel.extent)
+            with T.unroll(0, width) as lane:
+                values = self._values(at, time, lane, needed, self.run)
+                stores = [(self.run[scan], values.advance(scan)) for scan in needed]
+                stores += [(buffer, values.at_point(e)) for e, buffer in self.out.items()]
+                stores += [(buffer, values.added(a, buffer[lane], exists)) for a, buffer in self.sums.items()]
+                latches = [(tensor, values.at_point(tensor).astype(self.kept[tensor])) for tensor in kernel.latches]
+                for buffer, value in stores:
+                    T.buffer_store(buffer, value, [lane])
+                if ends:
+                    with T.If(step == kernel.extent - 1), T.Then():
+                        for tensor, value in [*((scan, self.run[scan][lane]) for scan in ends if scan in self.run), *latches]:
+                            self._keep(tensor, value, lane)
+            if self.out:
+                with T.If(exists if self.fits is None else tirx.all(exists, self.fits)), T.Then():
+                    for emitted, buffer in self.out.items():
+                        self._write(emitted, buffer, time)
+
+    def _write(self, emitted: te.Tensor, buffer: Any, time: Any) -> None:
+        # Neighbouring channels lie next to each other unless the walked axis is the innermost one.
+        contiguous = self.lane is not None and self.kernel.position <= self.lane
+        with neighbours(self.shape.width) if contiguous else T.unroll(0, self.shape.width) as lane:
+            point = [*self.lead] if self.lane is None else [*self.lead, self.places[-1] + lane]
+            T.buffer_store(self.buffers[emitted], buffer[lane], self._full(point, time))
+
+    # ---------------------------------------------------------------- behind the walk
+
+    def _keep(self, tensor: te.Tensor, value: Any, lane: Any) -> None:
+        T.buffer_store(self.ends[self.kept[tensor]], value, [self.end_row[tensor], self.tx * self.shape.width + lane])
+
+    def _finish(self) -> None:
+        """Join the groups' reductions, and write the results that have no walked axis."""
+        kernel, shape = self.kernel, self.shape
+        if not kernel.finals:
+            return
+        for anchor, buffer in self.sums.items():
+            if anchor in self.kept:
+                self._join(anchor, buffer)
+        barrier()
+        condition = self.group == 0
+        with T.If(condition if self.fits is None else tirx.all(condition, self.fits)), T.Then(), T.unroll(0, shape.width) as lane:
+            point = self._point(lane)
+            ends = {
+                tensor: _End(self.ends[dtype], self.end_row[tensor], self.tx * shape.width + lane)
+                for tensor, dtype in self.kept.items()
+            }
+            values = Evaluator(kernel, self.buffers, self.math, point, None, {a: ends[a] for a in kernel.anchors if a in ends})
+            values.open_states()
+            stores = [
+                (self.buffers[final], values.at_end(final, {t: ends[t] for t in kernel.latches})) for final in kernel.finals
+            ]
+            for buffer, value in stores:
+                T.buffer_store(buffer, value, point)
+
+    def _join(self, anchor: te.Tensor, buffer: Any) -> None:
+        """One reduction over all groups, a thread a channel, in a fixed order."""
+        shape = self.shape
+        if shape.groups == 1:
+            with T.unroll(0, shape.width) as lane:
+                self._keep(anchor, buffer[lane], lane)
+            return
+        rows, kind = self.rows[str(anchor.dtype)], stages.reduction(anchor)
+        barrier()
+        with T.unroll(0, shape.width) as lane:
+            T.buffer_store(rows, buffer[lane], [0, self._cell(lane)])
+        barrier()
+        with T.If(self.thread < shape.channels), T.Then():
+            whole = registers("whole", [1], str(anchor.dtype))
+            T.buffer_store(whole, rows[0, self.thread], [0])
+            with T.unroll(1, shape.groups) as group:
+                T.buffer_store(whole, combine(kind, whole[0], rows[0, group * shape.channels + self.thread]), [0])
+            T.buffer_store(self.ends[self.kept[anchor]], whole[0], [self.end_row[anchor], self.thread])
+
+
+class _End:
+    """A value of the last step, whatever it is indexed with."""
+
+    def __init__(self, buffer: Any, row: int, channel: Any):
+        self.buffer, self.row, self.channel = buffer, row, channel
+
+    def __getitem__(self, indices: Any) -> Any:
+        return self.buffer[self.row, self.channel]

@@ -1,0 +1,185 @@
+"""What a walk reads from memory: windows of the walked axis, and what is the same at every step.
+
+A thread of a walk owns a few channels and a group of consecutive steps.  A tensor that it reads at its own steps, or a fixed
+number of steps off, is loaded into registers once (a window); what does not depend on the step is loaded once for the whole
+walk; anything else is read where it is used, at a place that always exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import ir, sym, te, tirx
+from tvm.tirx.script.builder import ir as T
+
+from tilegen.expression.walkers import const_int
+from tilegen.plan.gpu.lanes import Element, neighbours
+from tilegen.schedules.rule import dtype_bytes
+
+Pattern = tuple[tuple[str, int], ...]
+"""One entry an index: ("point", axis of the kernel's space), ("step", distance in elements) or ("const", value)."""
+
+STEADY_REGISTERS = 40
+"""What does not change along a walk is kept in at most so many registers; more is read from the cache again and again."""
+
+
+def pattern(indices: Sequence[Any], point: Sequence[Any], step: Any) -> Pattern | None:
+    """How `indices` follow the point and the step; None when they do in no simple way."""
+    entries: list[tuple[str, int]] = []
+    analyzer = sym.Analyzer()
+    for index in indices:
+        known = const_int(index)
+        axis = next(
+            (k for k, own in enumerate(point) if index is own or (hasattr(index, "same_as") and index.same_as(own))), None
+        )
+        if known is not None:
+            entries.append(("const", known))
+        elif axis is not None:
+            entries.append(("point", axis))
+        else:
+            distance = const_int(analyzer.simplify(index - step)) if step is not None else None
+            if distance is None:
+                return None
+            entries.append(("step", distance))
+    return tuple(entries) if sum(entry[0] == "step" for entry in entries) <= 1 else None
+
+
+@dataclass
+class Window:
+    """Elements of one tensor that a thread holds: `width` channels of the steps from `low` to `high` around its own."""
+
+    tensor: te.Tensor
+    key: Pattern
+    width: int
+    vector: bool
+    lane: int | None = None
+    low: int = 0
+    high: int = 0
+    now: Any = None
+    ahead: Any = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is read at the step, so that it moves along."""
+        return any(kind == "step" for kind, _ in self.key)
+
+
+def shape_of(found: Pattern) -> Pattern:
+    """A pattern without the distance of its step: what reads with the same one share a window."""
+    return tuple((kind, 0 if kind == "step" else value) for kind, value in found)
+
+
+@dataclass
+class Reads:
+    """All windows of a walk.
+
+    Parameters
+    ----------
+    lane : axis of the kernel's space along which the threads' channels lie, or None.
+    width : channels of a thread.
+    """
+
+    lane: int | None
+    width: int
+    reverse: bool
+    windows: dict[tuple[te.Tensor, Pattern], Window] = field(default_factory=dict)
+    registers: int = 0
+
+    def record(self, tensor: te.Tensor, found: Pattern | None) -> None:
+        """Make room for one read."""
+        if found is None:
+            return
+        key = (tensor, shape_of(found))
+        lanes = [k for k, entry in enumerate(found) if entry == ("point", self.lane)]
+        if key not in self.windows:
+            width = self.width if lanes else 1
+            last = len(found) - 1
+            vector = lanes == [last] and (const_int(tensor.shape[last]) or 1) % self.width == 0
+            window = Window(tensor, key[1], width, vector, self.lane)
+            if not window.moves:
+                cost = width * max(1, dtype_bytes(str(tensor.dtype)) // 4)
+                if self.registers + cost > STEADY_REGISTERS:
+                    return
+                self.registers += cost
+            self.windows[key] = window
+        offset = self.offset(found)
+        window = self.windows[key]
+        window.low, window.high = min(window.low, offset), max(window.high, offset)
+
+    def offset(self, found: Pattern) -> int:
+        """Steps between the own step and the one that is read."""
+        away = next((value for kind, value in found if kind == "step"), 0)
+        return -away if self.reverse else away
+
+    def moving(self) -> list[Window]:
+        """Windows that move along the walk."""
+        return [window for window in self.windows.values() if window.moves]
+
+    def steady(self) -> list[Window]:
+        """What is loaded once."""
+        return [window for window in self.windows.values() if not window.moves]
+
+
+class Recorder(Mapping[te.Tensor, Any]):
+    """Memory that notes what is read; a read gives the plain element."""
+
+    def __init__(self, buffers: Mapping[te.Tensor, Any], reads: Reads, point: Sequence[Any], step: Any):
+        self.buffers, self.reads, self.point, self.step = buffers, reads, point, step
+
+    def __getitem__(self, tensor: te.Tensor) -> Any:
+        return Element(lambda indices: self._read(tensor, indices))
+
+    def _read(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
+        self.reads.record(tensor, pattern(indices, self.point, self.step))
+        return self.buffers[tensor][tuple(indices)]
+
+    def __contains__(self, tensor: object) -> bool:
+        return tensor in self.buffers
+
+    def __iter__(self) -> Iterator[te.Tensor]:
+        return iter(self.buffers)
+
+    def __len__(self) -> int:
+        return len(self.buffers)
+
+
+class Held(Recorder):
+    """Memory as a thread sees it at one of its steps (`at`, counted from its first) and channels (`lane`): windows first."""
+
+    def __init__(self, buffers: Mapping[te.Tensor, Any], reads: Reads, point: Sequence[Any], step: Any, at: Any, lane: Any):
+        super().__init__(buffers, reads, point, step)
+        self.at, self.lane = at, lane
+
+    def _read(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
+        found = pattern(indices, self.point, self.step)
+        window = self.reads.windows.get((tensor, shape_of(found))) if found is not None else None
+        if window is None:
+            return self.buffers[tensor][tuple(inside(i, n, self.point) for i, n in zip(indices, tensor.shape, strict=True))]
+        assert found is not None
+        lane = self.lane if window.width > 1 else 0
+        return window.now[self.at + (self.reads.offset(found) - window.low) if window.moves else 0, lane]
+
+
+def inside(index: Any, extent: Any, own: Sequence[Any]) -> Any:
+    """`index`, moved to the nearest element of an axis unless it is a constant or among `own`, which are in range."""
+    if const_int(index) is not None or any(isinstance(index, ir.Var) and index.same_as(known) for known in own):
+        return index
+    return tirx.max(tirx.min(index, extent - 1), 0)
+
+
+def load(window: Window, source: Any, target: Any, slots: int, places: Sequence[Any], at: Any) -> None:
+    """Fill `slots` steps of `target`: `places` are the first indices of the point, `at(slot)` the walked index of a slot."""
+    with T.unroll(0, slots) as slot:
+        moved = T.Bind(at(slot)) if window.moves else None
+        with neighbours(window.width) if window.vector else T.unroll(0, window.width) as lane:
+            indices = []
+            for kind, value in window.key:
+                if kind == "const":
+                    indices.append(tirx.const(value, "int32"))
+                elif kind == "step":
+                    indices.append(moved)
+                else:
+                    indices.append(places[value] + lane if value == window.lane else places[value])
+            T.buffer_store(target, source[tuple(indices)], [slot, lane])
