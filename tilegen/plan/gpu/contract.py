@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +52,7 @@ def on_tensor_cores(layout: Layout, left: InShared | InRegisters, right: InShare
             else:
                 row = layout.first_row(thread) + block * PAD
                 _ldmatrix(a, block * 8, left, row, k * PAD, lane, dtype, tall=True)
-        with T.unroll(0, columns // 2) as n:
+        with T.unroll(0, columns // 2) as n, _inside(layout, layout.first_column(thread) + n * PAD):
             _ldmatrix(b, 0, right, layout.first_column(thread) + n * PAD, k * PAD, lane, dtype, tall=False)
             for block in range(blocks):
                 for half in range(2):
@@ -61,6 +63,16 @@ def on_tensor_cores(layout: Layout, left: InShared | InRegisters, right: InShare
                             a.data, block * 8, b.data, half * 4, into.data, at, False, dtype="float32",
                         )
                     )  # fmt: skip
+
+
+@contextmanager
+def _inside(layout: Layout, column: Any) -> Iterator[None]:
+    """Nothing for warps whose columns are all padding; the condition is the same for a whole warp."""
+    with ExitStack() as stack:
+        if layout.extents[1] > padded(layout.columns):
+            stack.enter_context(T.If(column < padded(layout.columns)))
+            stack.enter_context(T.Then())
+        yield
 
 
 def _ldmatrix(target: Any, at: int, side: InShared, free: Any, step: Any, lane: Any, dtype: str, tall: bool) -> None:
@@ -75,13 +87,10 @@ def _ldmatrix(target: Any, at: int, side: InShared, free: Any, step: Any, lane: 
     free_part, step_part = (low, high) if tall else (high, low)
     if side.turned:
         where = [step + step_part + row, free + free_part]
-        transposed = tall
     else:
         where = [free + free_part + row, step + step_part]
-        transposed = False
-    transposed = side.turned
     pointer = side.shared.buffer.access_ptr("r", offset=side.shared.flat(where))
-    T.evaluate(T.ptx_legacy.ldmatrix(transposed, 4, ".b16", target.data, at, pointer, 0, dtype=dtype))
+    T.evaluate(T.ptx_legacy.ldmatrix(side.turned, 4, ".b16", target.data, at, pointer, 0, dtype=dtype))
 
 
 def on_threads(layout: Layout, left: Any, right: InShared, into: Any, steps: int, dtype: str, thread: Any) -> None:

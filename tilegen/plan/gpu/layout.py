@@ -43,7 +43,7 @@ class Layout:
     @property
     def extents(self) -> tuple[int, int]:
         """The rows and columns that are held, padding included."""
-        step = PAD * self.down, PAD * self.across
+        step = (PAD * self.down, PAD * self.across) if self.tensor else self._grid
         return -(-self.rows // step[0]) * step[0], -(-self.columns // step[1]) * step[1]
 
     @property

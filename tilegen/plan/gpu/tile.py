@@ -283,8 +283,9 @@ class TileEmitter:
                 tirx.const(0, "int32") if n == 1 else stack.enter_context(T.unroll(0, n)) for n in extents
             ]
             row, column = layout.place(self.thread, (at[0], at[1], at[2], at[3]))
-            r = self._let("row", row, layout.extents[0])
-            k = self._let("column", column, layout.extents[1]) if not rows_only else None
+            # Padding is guarded wherever values are computed, so the analyzer may take rows and columns for real ones.
+            r = self._let("row", row, layout.rows)
+            k = self._let("column", column, layout.columns) if not rows_only else None
             yield (at[0], at[1], at[2], at[3]), r, k
 
     def _guard(self, layout: Layout, extents: Sequence[int], row: Any, column: Any = None) -> Any:
@@ -362,7 +363,8 @@ class TileEmitter:
                 n, step = shape[k], (run if k == len(shape) - 1 else 1)
                 whole = k == 0 and exists is None
                 here = rest if whole else tirx.truncmod(rest, n // step)
-                var = self._let(f"i{k}", here, n // step)
+                # Padding is guarded (`_inside`), so the analyzer may take every index for a real one.
+                var = self._let(f"i{k}", here, node.extents[k] // step)
                 found.insert(0, var * step if step > 1 else var)
                 rest = tirx.truncdiv(rest, n // step)
             yield turn * run, found, exists
@@ -391,7 +393,7 @@ class TileEmitter:
                     vector.fetch(read, lane, run, slot, at, extra)
 
     def _reads_of(self, node: Node, inner: list[Any], run: int) -> list[vector.VectorRead]:
-        for k, (var, n) in enumerate(zip(inner, self._load_shape(node), strict=True)):
+        for k, (var, n) in enumerate(zip(inner, node.extents, strict=True)):
             self.analyzer.bind(var, ir.Range(0, n // run if k == len(inner) - 1 else n))
         lane = tirx.Var("lane", "int32")
         self.analyzer.bind(lane, ir.Range(0, run))
@@ -429,7 +431,7 @@ class TileEmitter:
             for read, slot in zip(reads, lane_type, strict=True):
                 read.slot = slot
             value = self._load_value(node, [*inner[:-1], inner[-1] + lane])
-            value = vector.replaced(value, reads, lane, at)
+            value = vector.unguarded(vector.replaced(value, reads, lane, at), [r.slot for r in reads])
             with self._if(exists):
                 for shared in homes:
                     temporary = T.alloc_buffer([run], shared.dtype, scope="local")
@@ -458,25 +460,16 @@ class TileEmitter:
                 for shared in homes:
                     T.buffer_store(shared.buffer, rounded(source[(layout.row_register(at),)], shared.dtype), [shared.flat([row])])
             return
+        a, b, c, d = layout.dims
         for shared in homes:
-            pair = layout.tensor and dtype_bytes(shared.dtype) <= 4
-            a, b, c, d = layout.dims
             with ExitStack() as stack:
                 at = [tirx.const(0, "int32") if n == 1 else stack.enter_context(T.unroll(0, n)) for n in (a, b, c)]
-                rest = (stack.enter_context(T.vectorized(0, d)) if pair else stack.enter_context(T.unroll(0, d))) if d > 1 else tirx.const(0, "int32")
-                registers = (at[0], at[1], at[2], rest)
-                row, column = layout.place(self.thread, registers)
-                outside = layout.extents[0] > shared.shape[0], layout.extents[1] > shared.shape[1]
-                first = layout.place(self.thread, (at[0], at[1], at[2], tirx.const(0, "int32")))[1]
-                guard = conjunction([g for g, needed in zip((row < shared.shape[0], first < shared.shape[1]), outside, strict=True) if needed])
-                value = rounded(source[(layout.register(registers),)], shared.dtype)
-                if guard is None:
-                    T.buffer_store(shared.buffer, value, [shared.flat([row, column])])
-                elif pair and d > 1:
-                    raise PlanError(f"kernel '{self.kernel.name}': '{node.name}' does not fill its warps; choose fewer warps")
-                else:
-                    with self._if(guard):
-                        T.buffer_store(shared.buffer, value, [shared.flat([row, column])])
+                row, first = layout.place(self.thread, (at[0], at[1], at[2], tirx.const(0, "int32")))
+                limits = zip((row, first), layout.extents, shared.shape, strict=True)
+                stack.enter_context(self._if(conjunction([i < n for i, held, n in limits if held > n])))
+                e = tirx.const(0, "int32") if d == 1 else stack.enter_context(T.vectorized(0, d))
+                value = rounded(source[(layout.register((at[0], at[1], at[2], e)),)], shared.dtype)
+                T.buffer_store(shared.buffer, value, [shared.flat([row, first + e])])
 
     def _leads(self, layout: Layout) -> Any:
         """Whether this thread speaks for its rows: the first of the lanes that hold them."""
@@ -517,14 +510,14 @@ class TileEmitter:
         self.arena.use(self._used(node), [])
         self._each(node, self.registers[node.tensor], lambda values, _: values.compute(node.tensor))
 
-    def _each(self, node: Node, target: Any, value: Callable[[Values, Any], Any]) -> None:
-        """Every element of a tile in registers; padding is 0."""
+    def _each(self, node: Node, target: Any, value: Callable[[Values, Any], Any], clear: bool = True) -> None:
+        """Every element of a tile in registers; padding becomes 0, or stays so."""
         layout = node.layout
         assert layout is not None
         with self._over(layout) as (at, row, column):
             register = layout.register(at)
             guard = self._guard(layout, node.extents, row, column)
-            if guard is not None:
+            if guard is not None and clear:
                 T.buffer_store(target, tirx.const(0, str(target.dtype)), [register])
             with self._if(guard):
                 T.buffer_store(target, value(self._values([row, column], layout, at), at), [register])
@@ -681,7 +674,7 @@ class TileEmitter:
                         values.find = _without(values.find, zero)
                     return values.walk_value(scan, sources, [*self.outer, *inner], target[(layout.register(at),)])
 
-                self._each(node, target, moved)
+                self._each(node, target, moved, clear=False)
             if fused:
                 self._contract(node, fresh=False, into=target)
             if not scan_spec(scan.op).exclusive:

@@ -101,3 +101,23 @@ def replaced(expr: Any, reads: list[VectorRead], lane: Any, at: Any) -> Any:
 
         expr = rewrite(expr, kind, change)
     return expr
+
+
+def unguarded(expr: Any, slots: list[Any]) -> Any:
+    """`expr` without guards around fetched reads alone: what was not fetched is 0 already."""
+    if call_name(expr) == "if_then_else" and _is_zero(expr.args[2]) and _scaled(expr.args[1], slots):
+        return expr.args[1]
+    return expr
+
+
+def _is_zero(expr: Any) -> bool:
+    return getattr(expr, "value", None) == 0
+
+
+def _scaled(expr: Any, slots: list[Any]) -> bool:
+    """Whether `expr` is a fetched read, cast or times a constant."""
+    if type(expr).__name__ in ("BufferLoad", "TensorLoad"):
+        return any(expr.source.same_as(slot) for slot in slots)
+    if type(expr).__name__ == "Cast":
+        return _scaled(expr.value, slots)
+    return type(expr).__name__ == "Mul" and getattr(expr.b, "value", None) is not None and _scaled(expr.a, slots)
