@@ -9,6 +9,7 @@ from typing import Any
 from tilegen.errors import ScheduleError
 from tilegen.schedules.llvm.map import Map
 from tilegen.schedules.llvm.reduce import Reduce
+from tilegen.schedules.llvm.scatter import Scatter
 from tilegen.schedules.llvm.tile import Tile
 from tilegen.schedules.llvm.walk import Walk
 from tilegen.schedules.rule import Decide, DeviceRule, Rule, View
@@ -30,7 +31,7 @@ class Plain:
 
 PLAIN = Plain()
 
-RULES: dict[str, list[Rule]] = {"llvm": [Tile(), Walk(), Map(), Reduce()]}
+RULES: dict[str, list[Rule]] = {"llvm": [Tile(), Walk(), Scatter(), Map(), Reduce()]}
 
 
 GPU_PATTERNS = ("tile", "walk", "reduce", "map")

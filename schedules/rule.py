@@ -20,6 +20,16 @@ INNER = "tilegen.inner"
 """Annotation of a block in a tile kernel: how many of its loops, counted from the innermost, lie inside the tile."""
 
 
+ROWS = "tilegen.rows"
+"""Annotation of a scatter-add's block: which of its loops counts the rows."""
+
+UNORDERED = "tilegen.unordered"
+"""Annotation of a scatter-add's block: whether no place gets two rows, so that any order and any thread will do."""
+
+APART = "tilegen.apart"
+"""Annotation of a scatter-add's block: whether neighbours along the last axis may have different places, which no vector takes."""
+
+
 class Decide(Protocol):
     """``decide(name, candidates, default)`` gives one of `candidates`, as an int or as a sampled variable."""
 

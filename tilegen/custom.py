@@ -72,7 +72,7 @@ def mechanism(
     config : a frozen dataclass of static options, given to the operator as keywords.
     reference : ``fn(config, **tensors)`` in PyTorch, for benchmarks and the tuner's own tests.
     representative : sizes at which kernels are searched.
-    constant : names of inputs that get no gradient.
+    constant : names of inputs that get no gradient; integers ("int32: B M") never do.
 
     Raises
     ------
@@ -107,4 +107,5 @@ def _spec(name: str, text: str, differentiable: bool) -> ArgSpec:
     shape = tuple(int(dim) if dim.isdigit() else dim for dim in dims.split())
     if not shape or not all(isinstance(dim, int) or re.fullmatch(r"[A-Za-z]\w*", dim) for dim in shape):
         raise ArgumentError(f"the shape of '{name}' is {text!r}, must be letters or numbers separated by blanks, such as 'B T C'")
-    return ArgSpec(name, shape, dtype.strip() or "io", differentiable)
+    kind = dtype.strip() or "io"
+    return ArgSpec(name, shape, kind, differentiable and not kind.startswith(("int", "uint", "bool")))

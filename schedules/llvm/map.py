@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from tilegen.schedules.llvm.lanes import lane_candidates
 from tilegen.schedules.rule import Decide, View
 
@@ -18,15 +21,20 @@ class Map:
 
     def apply(self, view: View, decide: Decide) -> None:
         """Fuse all axes but the last into tasks."""
-        sch = view.sch
         block = view.block("emit")
-        *lead, last = sch.get_loops(block)
-        extent = view.extent(last)
-        if extent is None or extent == 1:
-            sch.parallel(sch.fuse(*lead, last) if lead else last)
-            return
-        lanes, usual = lane_candidates(extent, view.itemsize(block), view.machine)
-        lane = decide("lanes", lanes, usual)
-        outer, lane_loop = sch.split(last, [None, lane])
-        sch.parallel(sch.fuse(*lead) if lead else outer)
-        sch.vectorize(lane_loop)
+        vectorised(view, block, view.sch.get_loops(block), "", decide)
+
+
+def vectorised(view: View, block: Any, loops: Sequence[Any], role: str, decide: Decide) -> None:
+    """All axes but the last as tasks, vectors along the last; `role` tells the decisions of several blocks apart."""
+    sch = view.sch
+    *lead, last = loops
+    extent = view.extent(last)
+    if extent is None or extent == 1:
+        sch.parallel(sch.fuse(*lead, last) if lead else last)
+        return
+    lanes, usual = lane_candidates(extent, view.itemsize(block), view.machine)
+    lane = decide(f"{role}.lanes" if role else "lanes", lanes, usual)
+    outer, lane_loop = sch.split(last, [None, lane])
+    sch.parallel(sch.fuse(*lead) if lead else outer)
+    sch.vectorize(lane_loop)

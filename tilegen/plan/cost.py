@@ -85,6 +85,8 @@ def stage_flops(tensor: te.Tensor) -> int:
         return 0
     if kind == "scan":
         return points * (2 if scan_spec(tensor.op).decay else 1)
+    if kind == "scatter":
+        return size_estimate(tensor.op.inputs[0].shape)
     expr = stages.body(tensor)
     work = len(find(expr, lambda e: isinstance(e, ARITHMETIC) and dtype_of(e).startswith(("float", "bfloat"))))
     work += FUNCTION_FLOPS * len(find(expr, lambda e: call_name(e) in ("exp", "exp2", "log", "log1p", "tanh", "sigmoid", "erf", "pow")))

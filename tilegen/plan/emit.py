@@ -26,6 +26,7 @@ from tvm.tirx.script.builder import ir as T
 from tilegen.errors import PlanError
 from tilegen.expression.walkers import WIDE, const_int, prim
 from tilegen.plan import stages
+from tilegen.plan.emit_scatter import emit_scatter
 from tilegen.plan.emit_tile import emit_tile
 from tilegen.plan.evaluate import Evaluator, MathRule, identity
 from tilegen.plan.kernel import Kernel
@@ -221,4 +222,10 @@ def _reduce(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
         _finals(kernel, buffers, math, state, {})
 
 
-EMITTERS: dict[str, Callable[[Kernel, Buffers, MathRule], None]] = {"walk": _walk, "map": _map, "reduce": _reduce, "tile": _tile}
+EMITTERS: dict[str, Callable[[Kernel, Buffers, MathRule], None]] = {
+    "walk": _walk,
+    "map": _map,
+    "reduce": _reduce,
+    "tile": _tile,
+    "scatter": emit_scatter,
+}

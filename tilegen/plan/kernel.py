@@ -11,7 +11,7 @@ from tvm import te
 from tilegen.expression.scan import scan_spec
 from tilegen.plan import stages
 
-Pattern = Literal["walk", "map", "reduce", "tile"]
+Pattern = Literal["walk", "map", "reduce", "tile", "scatter"]
 
 
 @dataclass
@@ -19,7 +19,8 @@ class Kernel:
     """One loop nest.
 
     A *walk* runs along one axis and keeps the state of every scan and reduction along it on chip; a *reduce* computes
-    reductions over their own axes; a *map* computes points that do not depend on each other.
+    reductions over their own axes; a *map* computes points that do not depend on each other; a *scatter* adds the rows of one
+    tensor up at data-dependent places, and its points are those of the rows.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ class Kernel:
     def accepts(self, anchor: te.Tensor) -> bool:
         """Whether the loops of this kernel fit an anchor."""
         other = kernel_for(anchor)
+        if "scatter" in (self.pattern, other.pattern):
+            return False
         if self.pattern != other.pattern or not stages.same_extents(self.space, other.space):
             return False
         if self.pattern == "reduce":
@@ -84,6 +87,8 @@ def kernel_for(anchor: te.Tensor) -> Kernel:
         shape = list(anchor.shape)
         extent = shape.pop(spec.axis)
         return Kernel("walk", shape, extent, spec.reverse, spec.axis, directed=True)
+    if stages.kind(anchor) == "scatter":
+        return Kernel("scatter", list(anchor.op.inputs[0].shape))
     over = stages.reduce_axes(anchor)
     if walkable(anchor):
         # Any position of the walked axis serves a reduction; before the last axis is where scans have it.

@@ -35,7 +35,8 @@ class Partition:
         for tensor in self.order:
             if tensor in needed and stages.is_anchor(tensor) and tensor not in self.ready:
                 self._place(tensor)
-        for tensor in self.outputs:
+        scattered = [anchor for anchor in self.home if stages.kind(anchor) == "scatter"]  # complete only in memory
+        for tensor in [*scattered, *self.outputs]:
             self.write(tensor)
         for tensor in self._costly_operands(needed):
             self.write(tensor)

@@ -14,7 +14,7 @@ from tvm import te, tirx
 
 from tilegen.errors import PlanError
 from tilegen.expression import compute
-from tilegen.expression.walkers import const_int, topological
+from tilegen.expression.walkers import const_int, topological, variables
 from tilegen.mechanisms import Instance
 from tilegen.plan import stages
 from tilegen.plan.cost import Balance, Cost, kernel_cost, nbytes, sources, total
@@ -188,9 +188,24 @@ def _function(name: str, given: list[PlanArg], results: list[PlanArg]) -> Functi
         used: set[te.Tensor] = set()
         for kernel in partition.kernels:
             used |= {*sources(kernel, function.in_memory())[0], *kernel.writes()}
+        used |= _size_givers(function, used)
         function.args = [arg for arg in function.args if arg.tensor in used]
     _check_symbols(function)
     return function
+
+
+def _size_givers(function: FunctionPlan, used: set[te.Tensor]) -> set[te.Tensor]:
+    """Arguments that are given though no kernel reads them: from them the function knows a symbolic size of what it writes."""
+    given = [arg.tensor for arg in function.args if arg.tensor in function.ready]
+    sizes = lambda tensor: {dim for dim in tensor.shape if isinstance(dim, tirx.Var)}  # noqa: E731
+    known = {size for tensor in given if tensor in used for size in sizes(tensor)}
+    wanted = {size for tensor in used for dim in tensor.shape for size in variables(dim)}
+    found: set[te.Tensor] = set()
+    for tensor in given:
+        if sizes(tensor) & wanted - known:
+            found.add(tensor)
+            known |= sizes(tensor)
+    return found
 
 
 def partitioned(outputs: list[te.Tensor], ready: list[te.Tensor]) -> Partition | TilePartition:

@@ -8,11 +8,12 @@ from typing import Any, Literal
 from tvm import sym, te, tirx
 
 from tilegen.errors import PlanError
+from tilegen.expression.gather import scatter_spec
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import const_int, load_indices, load_tensor, loads
 from tilegen.schedules.rule import dtype_bytes
 
-Kind = Literal["input", "map", "reduce", "scan"]
+Kind = Literal["input", "map", "reduce", "scan", "scatter"]
 
 
 @lru_cache(maxsize=1 << 14)
@@ -23,16 +24,18 @@ def kind(tensor: te.Tensor) -> Kind:
         return "input"
     if scan_spec(op) is not None:
         return "scan"
+    if scatter_spec(op) is not None:
+        return "scatter"
     if isinstance(op, te.ComputeOp):
         if len(op.body) != 1:
             raise PlanError(f"stage '{op.name}' has several results; give each its own stage")
         return "reduce" if isinstance(op.body[0], tirx.Reduce) else "map"
-    raise PlanError(f"stage '{op.name}' is a {type(op).__name__}, which has no lowering; use compute or scan")
+    raise PlanError(f"stage '{op.name}' is a {type(op).__name__}, which has no lowering; use compute, scan or scatter_add")
 
 
 def is_anchor(tensor: te.Tensor) -> bool:
-    """Whether a stage needs a loop of its own (a reduction or a scan) and cannot be recomputed where it is read."""
-    return kind(tensor) in ("reduce", "scan")
+    """Whether a stage needs a loop of its own (a reduction, a scan or a scatter-add) and cannot be recomputed where it is read."""
+    return kind(tensor) in ("reduce", "scan", "scatter")
 
 
 def axes(tensor: te.Tensor) -> list[Any]:
@@ -59,9 +62,11 @@ def reduction(tensor: te.Tensor) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def reads(tensor: te.Tensor) -> list[tuple[te.Tensor, list[Any] | None]]:
-    """(tensor, indices) of every read of a stage, in its own axis variables; None stands for a scan's own rules."""
+    """(tensor, indices) of every read of a stage, in its own axis variables; None stands for the own rules of a scan or scatter-add."""
     if kind(tensor) == "scan":
         return [(source, None) for source in scan_inputs(tensor.op).values()]
+    if kind(tensor) == "scatter":
+        return [(source, None) for source in tensor.op.inputs]
     if kind(tensor) == "input":
         return []
     return [(load_tensor(load), load_indices(load)) for load in loads(body(tensor))]
