@@ -11,7 +11,7 @@ from tilegen.expression.scan import scan_spec
 from tilegen.expression.walkers import topological
 from tilegen.plan import stages
 from tilegen.plan.access import anchors_below
-from tilegen.plan.frames import Cone, Frame, cone, frame_of, is_everywhere, is_local, walk_axis
+from tilegen.plan.frames import Cone, Frame, cone, frame_of, is_local, walk_axis
 from tilegen.plan.kernel import Kernel, kernel_for
 
 
@@ -66,7 +66,7 @@ class TilePartition:
                 continue
             frame = frame_of(tensor, self.ready)
             if frame is None:
-                needs = Cone(memory=self._sources(tensor))
+                needs = Cone(memory=anchors_below(tensor, self.ready))
             else:
                 needs = cone(tensor, frame, self.ready)
                 # Scans of two directions cannot be walked by one task: what is not walked comes from memory.
@@ -75,12 +75,6 @@ class TilePartition:
                 needs = self._stored(tensor, frame, needs)
             self.cones[tensor] = (frame, needs)
             stack += [t for t in needs.memory if t is not tensor]
-
-    def _sources(self, tensor: te.Tensor) -> set[te.Tensor]:
-        """What a result outside all tiles reads from memory."""
-        if not is_everywhere(tensor):
-            return anchors_below(tensor, self.ready)
-        return {t for t, _ in stages.reads(tensor) if stages.kind(t) != "input" and t not in self.ready}
 
     def _one_way(self, tensor: te.Tensor, frame: Frame, needs: Cone) -> Cone:
         """The cone with only the scans of the direction that most of the walked ones have."""
