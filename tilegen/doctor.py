@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tilegen import _tvm, settings
-from tilegen.errors import BuildError
+from tilegen.build import gpus
+from tilegen.errors import BuildError, TilegenError
 
 PACKAGES = (
     "tilegen", "apache-tvm", "apache-tvm-ffi", "torch", "numpy", "xgboost-cpu", "xgboost", "psutil", "cloudpickle", "msgspec",
@@ -112,6 +113,7 @@ def devices() -> Iterator[Finding]:
             f"{properties.total_memory / 2**30:.0f} GiB"
         )
         yield Finding(section, f"cuda:{index}", text)
+    yield from _driver()
     if not torch.cuda.is_available():
         driver = Path("/proc/driver/nvidia/version").exists()
         remedy = "this torch was built without CUDA or cannot reach the driver; install the torch wheel for your CUDA version"
@@ -120,11 +122,31 @@ def devices() -> Iterator[Finding]:
         )
 
 
+def _driver() -> Iterator[Finding]:
+    """What the NVIDIA driver says of itself; nothing where there is none."""
+    from tilegen.bundle import gpu
+
+    if gpu.installed():
+        try:
+            major, minor = gpu.driver().version
+            yield Finding("devices", "driver", f"runs CUDA up to {major}.{minor}")
+        except TilegenError as error:
+            yield Finding("devices", "driver", str(error), "reinstall the NVIDIA driver, or make the GPU visible to this process")
+
+
 def targets() -> Iterator[Finding]:
     """The target that is compiled for on each device, and the folder its tuning records are kept under."""
     from tilegen import build
 
     yield Finding("targets", "host", build.host_name())
+    torch = sys.modules.get("torch")  # `devices` has said whether it can be imported
+    for index in range(torch.cuda.device_count() if torch else 0):
+        try:
+            card = gpus.of_device(index)
+        except TilegenError as error:
+            yield Finding("targets", f"cuda:{index}", f"none: {error}")
+        else:
+            yield Finding("targets", f"cuda:{index}", f"{card.arch}, records in {card.name}")
 
 
 def folders() -> Iterator[Finding]:
@@ -154,8 +176,34 @@ def tools() -> Iterator[Finding]:
         yield Finding(section, "linker", f"{' '.join(command)} ({_said(command)})")
     except BuildError as error:
         yield Finding(section, "linker", "not found", str(error))
-    nvcc = shutil.which("nvcc")
-    yield Finding(section, "nvcc", f"{nvcc} ({_said([nvcc])})" if nvcc else "not found, needed for CUDA only")
+    yield from _cuda_compilers()
+
+
+def _cuda_compilers() -> Iterator[Finding]:
+    """nvcc, which writes libraries; NVRTC, which compiles on a machine without it."""
+    from tilegen.build import nvcc, nvrtc
+    from tilegen.bundle import gpu
+
+    section, path = "tools", None
+    try:
+        path = nvcc.find()
+    except BuildError as error:
+        yield Finding(section, "nvcc", "not found", str(error))
+    else:
+        yield Finding(
+            section, "nvcc", f"{path} ({nvcc.release(path)})" if path else "not found, needed to export CUDA libraries only"
+        )
+    library, include = nvrtc.find(), nvrtc.headers()
+    missing = [what for what, found in (("its library", library), ("cuda_bf16.h", include)) if not found]
+    needed = path is None and gpu.installed()
+    yield Finding(
+        section,
+        "NVRTC",
+        f"{library.path} ({library.release}), headers in {include}"
+        if library and include
+        else f"not found: {' and '.join(missing)}",
+        *_unless(not (missing and needed), "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime, or install the CUDA toolkit"),
+    )
 
 
 def _said(command: list[str]) -> str:

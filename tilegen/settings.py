@@ -1,12 +1,13 @@
 """Where things are kept.  Environment variables win over the platform's conventions.
 
-=====================  ==========================================  ==============================
-variable               what                                        default (Linux)
-=====================  ==========================================  ==============================
-``TILEGEN_CACHE_DIR``  compiled libraries, rebuilt when lost       ``~/.cache/tilegen``
-``TILEGEN_LOG_DIR``    tuning records that this user has searched  ``~/.local/share/tilegen/tuning_logs``
-``TILEGEN_DEBUG``      ``1``: also check the values of inputs      off
-=====================  ==========================================  ==============================
+=========================  ==========================================  ==============================
+variable                   what                                        default (Linux)
+=========================  ==========================================  ==============================
+``TILEGEN_CACHE_DIR``      compiled libraries, rebuilt when lost       ``~/.cache/tilegen``
+``TILEGEN_LOG_DIR``        tuning records that this user has searched  ``~/.local/share/tilegen/tuning_logs``
+``TILEGEN_DEBUG``          ``1``: also check the values of inputs      off
+``TILEGEN_CUDA_COMPILER``  ``nvcc`` or ``nvrtc``                       nvcc where it is found
+=========================  ==========================================  ==============================
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def shipped_log_dir() -> Path:
 def debug() -> bool:
     """Whether values of inputs are checked too, at the price of a host synchronisation."""
     return os.environ.get("TILEGEN_DEBUG", "").lower() in {"1", "true", "yes", "on"}
+
+
+def cuda_compiler() -> str:
+    """The CUDA compiler that the user wants, in small letters; empty when it is left to us."""
+    return os.environ.get("TILEGEN_CUDA_COMPILER", "").lower()
 
 
 def _from_environment(variable: str) -> Path | None:

@@ -35,7 +35,9 @@ def load_or_compile(instance: Instance, gpu: int | None = None) -> Bundle:
                 from tilegen.build import FUNCTIONS, library
 
                 functions = FUNCTIONS if instance.mechanism.step else FUNCTIONS[:2]
-                library.compile(instance, out, target=None if gpu is None else f"cuda:{gpu}", functions=functions)
+                library.compile(
+                    instance, out, target=None if gpu is None else f"cuda:{gpu}", functions=functions, compiler="nvrtc"
+                )
 
             _loaded[key] = load(cache.get_or_build(key, build))
         return _loaded[key]

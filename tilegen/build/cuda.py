@@ -6,10 +6,11 @@ any of these runs here: they would merge buffers and drop or add barriers on ass
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tilegen import _tvm
 
@@ -20,15 +21,19 @@ from tvm import s_tir, tirx  # noqa: E402
 from tvm.backend.cuda.host import export_cuda_host  # noqa: E402
 from tvm.tirx import compilation_pipeline  # noqa: E402
 
-from tilegen.build import nvcc  # noqa: E402
+from tilegen.build import compilers, nvcc, nvrtc  # noqa: E402
 from tilegen.build.divisions import TruncateDivisions  # noqa: E402
+from tilegen.build.launches import launches  # noqa: E402
 from tilegen.build.pipeline import SpillKept  # noqa: E402
 from tilegen.build.target import BuildTarget, resolve  # noqa: E402
+from tilegen.bundle.manifest import CUBIN, LAUNCHES, LIBRARY  # noqa: E402
 from tilegen.errors import BuildError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 
 if TYPE_CHECKING:
     from tilegen.build.library import Parts
+
+T = TypeVar("T")
 
 NAME = "tilegen_cuda"
 
@@ -36,24 +41,26 @@ NAME = "tilegen_cuda"
 OPTIONS = {"tirx.UnrollLoop": {"explicit_unroll": False}}
 
 
+SPLIT = (
+    SpillKept,
+    tirx.transform.FlattenBuffer(),
+    tirx.transform.BF16ComputeLegalize(),
+    tirx.transform.NarrowDataType(32),
+    TruncateDivisions,
+    tirx.transform.VectorizeLoop(True),
+    tirx.transform.UnrollLoop(),
+    tirx.transform.StmtSimplify(),
+    tirx.transform.RemoveNoOp(),
+    s_tir.transform.RewriteUnsafeSelect(),
+    tirx.transform.VerifyMemory(),
+    tirx.transform.AnnotateEntryFunc(),
+    tirx.transform.SplitHostDevice(),
+)
+"""Passes that end with host functions and kernels."""
+
+
 def _factory() -> tuple[Any, Any, Any]:
-    body = [
-        SpillKept,
-        tirx.transform.FlattenBuffer(),
-        tirx.transform.BF16ComputeLegalize(),
-        tirx.transform.NarrowDataType(32),
-        TruncateDivisions,
-        tirx.transform.VectorizeLoop(True),
-        tirx.transform.UnrollLoop(),
-        tirx.transform.StmtSimplify(),
-        tirx.transform.RemoveNoOp(),
-        s_tir.transform.RewriteUnsafeSelect(),
-        tirx.transform.VerifyMemory(),
-        tirx.transform.AnnotateEntryFunc(),
-        tirx.transform.SplitHostDevice(),
-        tirx.transform.MakePackedAPI(),
-        tirx.transform.BF16StorageLegalize(),
-    ]
+    body = [*SPLIT, tirx.transform.MakePackedAPI(), tirx.transform.BF16StorageLegalize()]
     # TVM calls the first of the results as a pass, the other two to get a pass.
     host = [tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()]
     device = [tirx.transform.StmtSimplify(), tirx.transform.LowerIntrin()]
@@ -64,41 +71,70 @@ compilation_pipeline.register_tir_pipeline(NAME, _factory)
 
 
 def generate(parts: Mapping[str, Any], target: BuildTarget) -> str:
-    """The text of functions by symbol, one translation unit.
+    """The text of functions by symbol, one translation unit of kernels and launchers.
 
     Raises
     ------
     BuildError
         When code generation fails.
     """
+    return _generated(parts, target, export_cuda_host)
+
+
+def _generated(parts: Mapping[str, Any], target: BuildTarget, of_module: Callable[[Any], T]) -> T:
     try:
         with tvm.transform.PassContext(opt_level=3, config=OPTIONS):
-            module = tvm.compile(tvm.IRModule(dict(parts)), target=target.tvm, tir_pipeline=NAME).mod
-        return export_cuda_host(module)
+            return of_module(tvm.compile(tvm.IRModule(dict(parts)), target=target.tvm, tir_pipeline=NAME).mod)
     except Exception as error:
         raise BuildError(f"code generation for {target.description['arch']} failed: {error}") from error
 
 
-def build(made: Parts, target: BuildTarget, out: Path) -> dict[str, str]:
-    """Compile scheduled functions into the library `out`; each kernel's entry in the provenance gets what the compiler says of it.
+def kernels(parts: Mapping[str, Any], target: BuildTarget) -> tuple[str, dict[str, list[dict[str, Any]]]]:
+    """The text of the kernels alone, and by symbol what each function launches; see `tilegen.build.launches`."""
+
+    def both(module: Any) -> tuple[str, dict[str, list[dict[str, Any]]]]:
+        text = "\n".join(imported.inspect_source("cuda") for imported in module.imports)
+        return text, launches(parts, target.tvm, SPLIT)
+
+    return _generated(parts, target, both)
+
+
+def build(made: Parts, target: BuildTarget, out: Path, compiler: str) -> tuple[str, dict[str, str]]:
+    """Compile scheduled functions into the folder `out`; each kernel's entry in the provenance gets what the compiler says of it.
+
+    Parameters
+    ----------
+    compiler : "nvcc" makes one library with launchers; "nvrtc" a cubin for each architecture and a table of launches.
 
     Returns
     -------
-    dict
-        The version of the CUDA compiler, by name.
+    tuple
+        The name of the library's file, and the version of the CUDA compiler by name.
     """
-    resources = nvcc.compile(generate(made.parts, target), out, target.description["archs"])
+    archs = target.description["archs"]
+    if compiler == "nvcc":
+        library = LIBRARY
+        resources = nvcc.compile(generate(made.parts, target), out / library, archs)
+    else:
+        text, table = kernels(made.parts, target)
+        resources = []
+        for arch in archs:
+            code, found = nvrtc.compile(text, arch)
+            (out / f"{arch}{CUBIN}").write_bytes(code)
+            resources += found
+        (out / LAUNCHES).write_text(json.dumps(table, indent=1))
+        library = f"{archs[0]}{CUBIN}"
     for name, entry in made.entries.items():
-        kernels = [kernel for kernel in made.provenance if kernel["function"] == name]
-        launches = _launches(entry.symbol, resources)
-        for i, kernel in enumerate(kernels):
+        own = [kernel for kernel in made.provenance if kernel["function"] == name]
+        launched = _launched(entry.symbol, resources)
+        for i, kernel in enumerate(own):
             # A lowering makes one launch; where one made more, every kernel of the function is said to be all of them.
-            own = [launches[i]] if len(launches) == len(kernels) else launches
-            kernel["compiled"] = [each.as_dict() for launch in own for each in sorted(launch, key=lambda each: each.arch)]
-    return {"cuda": nvcc.release(nvcc.find() or "")}
+            its = [launched[i]] if len(launched) == len(own) else launched
+            kernel["compiled"] = [each.as_dict() for launch in its for each in sorted(launch, key=lambda each: each.arch)]
+    return library, {"cuda": compilers.release(compiler)}
 
 
-def _launches(symbol: str, resources: list[nvcc.Resources]) -> list[list[nvcc.Resources]]:
+def _launched(symbol: str, resources: list[nvcc.Resources]) -> list[list[nvcc.Resources]]:
     """What a function launches, in order, each on every architecture: ``<symbol>_kernel``, ``<symbol>_kernel_1``, ..."""
     found: dict[int, list[nvcc.Resources]] = {}
     for each in resources:

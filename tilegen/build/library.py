@@ -17,12 +17,10 @@ from tilegen.build import link, pipeline  # noqa: E402
 from tilegen.build.scheduled import schedule  # noqa: E402
 from tilegen.build.target import BuildTarget, resolve  # noqa: E402
 from tilegen.bundle import pack  # noqa: E402
-from tilegen.bundle.manifest import Argument, EntryPoint, Manifest  # noqa: E402
+from tilegen.bundle.manifest import LIBRARY, Argument, EntryPoint, Manifest  # noqa: E402
 from tilegen.errors import BuildError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan.plan import FunctionPlan, plan, shape_text  # noqa: E402
-
-LIBRARY = "lib.so"
 
 
 def functions_of(instance: Instance, wanted: tuple[str, ...]) -> dict[str, tuple[Instance, FunctionPlan]]:
@@ -58,8 +56,16 @@ def scheduled_parts(instance: Instance, functions: tuple[str, ...], target: Buil
     return Parts(parts, entries, provenance)
 
 
-def compile(instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...]) -> Path:
+def compile(
+    instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...], compiler: str = "nvcc"
+) -> Path:
     """Compile `instance` into the bundle folder `out`, which must exist and be empty.
+
+    Parameters
+    ----------
+    target : see `tilegen.build.target.resolve`.
+    functions : which of forward, backward and step.
+    compiler : "nvcc" or "nvrtc", preferred for CUDA code; see `tilegen.build.compilers`.
 
     Raises
     ------
@@ -69,13 +75,14 @@ def compile(instance: Instance, out: Path, *, target: str | None = None, functio
     chosen = resolve(target)
     made = scheduled_parts(instance, functions, chosen)
     versions = {name: _tvm.installed(name) or "" for name in ("apache-tvm", "apache-tvm-ffi")}
-    library = out / LIBRARY
+    library = LIBRARY
     if chosen.kind == "cuda":
-        from tilegen.build import cuda
+        from tilegen.build import compilers, cuda
 
-        versions |= cuda.build(made, chosen, library)
+        library, used = cuda.build(made, chosen, out, compilers.choose(compiler))
+        versions |= used
     else:
-        link.link(generate(made.parts, chosen), library)
+        link.link(generate(made.parts, chosen), out / library)
     manifest = Manifest(
         op=instance.mechanism.name,
         config=dict(vars(instance.config)),
@@ -87,7 +94,7 @@ def compile(instance: Instance, out: Path, *, target: str | None = None, functio
         tilegen=tilegen.__version__,
         versions=versions,
         provenance=tuple(made.provenance),
-        library=LIBRARY,
+        library=library,
     )
     pack.write(out, manifest)
     return out

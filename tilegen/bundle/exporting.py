@@ -25,7 +25,8 @@ def export(
     ----------
     instance : what to compile; see `tilegen.mechanisms.Instance`.
     out : a file whose name ends in ``.tilegen``, which is replaced, or the name of a folder, which must not exist or be empty.
-    target : "cpu" (this machine, the default) or a CPU's name such as "x86-64-v3".
+    target : "cpu" (this machine, the default) or a CPU's name such as "x86-64-v3"; "cuda" for this machine's GPU, or the names
+        of one or several GPU architectures: "sm_90", "sm_80,sm_90".
     functions : which of forward, backward and step the bundle holds; step is left out where the operator has none.
 
     Returns

@@ -6,6 +6,7 @@ import ctypes
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tilegen.errors import TargetError
@@ -18,10 +19,20 @@ _ELSEWHERE = "export the operator for the CPU (--target cpu) to run it here"
 
 @dataclass(frozen=True)
 class Driver:
-    """The newest CUDA version that the driver runs, as (major, minor), and the compute capability times ten of each GPU."""
+    """The newest CUDA version that the driver runs, as (major, minor); the handle and the compute capability times ten of each GPU."""
 
     version: tuple[int, int]
+    handles: tuple[int, ...]
     capabilities: tuple[int, ...]
+
+
+def installed() -> bool:
+    """Whether this machine has an NVIDIA driver, working or not."""
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError:
+        return Path("/proc/driver/nvidia/version").exists()
+    return True
 
 
 @functools.cache
@@ -48,11 +59,11 @@ def driver() -> Driver:
         return value.value
 
     version = asked("cuDriverGetVersion")
-    devices = [asked("cuDeviceGet", i) for i in range(asked("cuDeviceGetCount"))]
-    capabilities = tuple(
-        10 * asked("cuDeviceGetAttribute", _MAJOR, one) + asked("cuDeviceGetAttribute", _MINOR, one) for one in devices
+    handles = tuple(asked("cuDeviceGet", i) for i in range(asked("cuDeviceGetCount")))
+    capabilities = (
+        10 * asked("cuDeviceGetAttribute", _MAJOR, one) + asked("cuDeviceGetAttribute", _MINOR, one) for one in handles
     )
-    return Driver((version // 1000, version % 1000 // 10), capabilities)
+    return Driver((version // 1000, version % 1000 // 10), handles, tuple(capabilities))
 
 
 def check(target: Mapping[str, Any], built_with: str) -> None:
@@ -76,7 +87,9 @@ def check(target: Mapping[str, Any], built_with: str) -> None:
         )
     if not any(runs(arch, capability) for arch in archs for capability in found.capabilities):
         here = ", ".join(f"sm_{capability}" for capability in found.capabilities)
-        raise TargetError(f"the bundle was compiled for {' and '.join(archs)}, the GPU here is {here}; export it with --target {here}")
+        raise TargetError(
+            f"the bundle was compiled for {' and '.join(archs)}, the GPU here is {here}; export it with --target {here}"
+        )
 
 
 def runs(arch: str, capability: int) -> bool:

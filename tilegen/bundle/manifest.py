@@ -21,6 +21,13 @@ SCHEMA = 1
 """The version of the manifest's form; raised whenever an older reader would misread it."""
 
 FILE = "manifest.json"
+LIBRARY = "lib.so"
+"""The library of a bundle; CUDA code without compiled launchers is in its place ``<arch>.cubin`` for each architecture."""
+
+CUBIN = ".cubin"
+LAUNCHES = "launches.json"
+"""Beside cubins: what each function launches; see `tilegen.build.launches`."""
+
 RUNTIME = "libtvm_runtime.so"
 """The name under which a bundle carries TVM's runtime library, which parallel CPU code calls."""
 
@@ -89,7 +96,7 @@ class Manifest:
     tilegen: str
     versions: dict[str, str] = field(default_factory=dict)
     provenance: tuple[dict[str, Any], ...] = ()
-    library: str = "lib.so"
+    library: str = LIBRARY
     files: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     checksum: str = ""

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from tilegen.cli import console
-from tilegen.cli.instance import Dtype, Op, Set, instance
+from tilegen.cli.instance import TARGETS, Dtype, Op, Set, instance
 
 
 def command(
@@ -17,7 +17,7 @@ def command(
     out: Annotated[Path, typer.Option("--output", "-o", help="File to write (*.tilegen), or a new folder.")],
     set_: Set = None,
     dtype: Dtype = "float32",
-    target: Annotated[str | None, typer.Option(help="cpu or a CPU name such as x86-64-v3; default: this machine.")] = None,
+    target: Annotated[str | None, typer.Option(help=f"{TARGETS} Several GPUs as sm_80,sm_90.")] = None,
     functions: Annotated[str, typer.Option(help="Which of forward, backward and step it holds.")] = "forward,backward,step",
 ) -> None:
     """Compile an operator into a library that loads without TVM's compiler: `tilegen.runtime.load(FILE)`."""
@@ -35,8 +35,15 @@ def command(
     for name, entry in manifest.functions.items():
         given, made = (", ".join(a.name for a in args) for args in (entry.given, entry.returned))
         show.print(f"  {name}({given}) -> {made}", markup=False)
+    if kernels := [one for made in manifest.provenance for one in made.get("compiled", ())]:
+        registers = max(one["registers"] for one in kernels)
+        spilled = sorted({one["kernel"] for one in kernels if one["spill_stores"]})
+        spills = f"[yellow]spills in {', '.join(spilled)}[/]" if spilled else "no spills"
+        show.print(f"  {len({one['kernel'] for one in kernels})} kernels of at most {registers} registers a thread, {spills}")
     show.print(f"  {sum(map(len, files.values())) / 1024:.0f} KiB in {', '.join(sorted(files))}; sha256 of each in the manifest")
 
 
 def _target(target: dict) -> str:
+    if target.get("kind") == "cuda":
+        return f"{' and '.join(target['archs'])} ({target.get('host')})"
     return f"{target.get('mcpu', target.get('kind'))} ({target.get('arch')})"

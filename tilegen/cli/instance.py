@@ -19,6 +19,8 @@ Set = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="Dtype of the arguments: float32, float64, bfloat16 or float16.")]
 
+TARGETS = "cpu, a CPU name such as x86-64-v3, cuda, or a GPU such as sm_90; default: this machine's CPU."
+
 TYPICAL = 128
 """An option without a default is a size, such as a window."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tilegen.cli import console
-from tilegen.cli.instance import Dtype, Op, Set, instance
+from tilegen.cli.instance import TARGETS, Dtype, Op, Set, instance
 from tilegen.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def command(
     set_: Set = None,
     dtype: Dtype = "float32",
     function: Annotated[str | None, typer.Option(help="forward, backward or step; default: all of them.")] = None,
-    target: Annotated[str | None, typer.Option(help="cpu or a CPU name; default: this machine.")] = None,
+    target: Annotated[str | None, typer.Option(help=TARGETS)] = None,
 ) -> None:
     """Print what an operator becomes: expression, gradient, kernels, scheduled code, machine code, schedule trace."""
     if stage not in STAGES:
@@ -83,16 +83,18 @@ def tir(found: Instance, functions: tuple[str, ...], target: str | None) -> Iter
 
 
 def source(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[Part]:
-    """The generated code, as the code generator wrote it."""
-    from tilegen.build.library import generate
+    """The generated code, as the code generator wrote it: LLVM's language, or CUDA C++."""
+    from tilegen.build import library
     from tilegen.build.target import resolve
 
-    parts = {}
-    for name, scheduled in _scheduled(found, functions, target):
-        symbol = f"tilegen_{name}"
-        parts[symbol] = scheduled.mod["main"].with_attr("global_symbol", symbol)
-    module = generate(parts, resolve(target)).mod
-    yield ", ".join(parts), module.inspect_source("ll"), "llvm"
+    chosen = resolve(target)
+    parts = library.scheduled_parts(found, functions, chosen).parts
+    if chosen.kind == "cuda":
+        from tilegen.build import cuda
+
+        yield ", ".join(parts), cuda.generate(parts, chosen), "cuda"
+    else:
+        yield ", ".join(parts), library.generate(parts, chosen).mod.inspect_source("ll"), "llvm"
 
 
 def trace(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[Part]:
@@ -101,7 +103,8 @@ def trace(found: Instance, functions: tuple[str, ...], target: str | None) -> It
         for made in scheduled.provenance:
             decisions = json.dumps(made["decisions"])
             yield f"{name}.{made['kernel']}", f"{made['rule']}, {made['source']}, record {made['record']}: {decisions}", "text"
-        yield name, str(scheduled.trace), "python"
+        if scheduled.trace is not None:
+            yield name, str(scheduled.trace), "python"
 
 
 STAGES: dict[str, Callable[..., Iterator[Part]]] = {

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tilegen.bundle import gpu, machine
-from tilegen.bundle.manifest import RUNTIME, Manifest
+from tilegen.bundle.manifest import CUBIN, RUNTIME, Manifest
 from tilegen.errors import BundleError
-from tilegen.runtime import threads
+from tilegen.runtime import cubin, threads
 
 # What parallel loops and workspaces call; tvm-ffi fills in these addresses while it loads a library that names them.
 _BACKEND = b"__TVMBackend"
@@ -49,7 +49,7 @@ def check_versions(manifest: Manifest) -> None:
 
 
 def load(manifest: Manifest, files: Mapping[str, bytes], folder: Path | None) -> Any:
-    """Load the library of a verified bundle and return the tvm-ffi module.
+    """Load the library of a verified bundle and return its module: of tvm-ffi, or of the driver for kernels without launchers.
 
     Parameters
     ----------
@@ -61,6 +61,8 @@ def load(manifest: Manifest, files: Mapping[str, bytes], folder: Path | None) ->
     BundleError
         When the library or TVM's runtime library does not load.
     """
+    if manifest.library.endswith(CUBIN):
+        return cubin.Module(manifest, files)
     ffi = _tvm_ffi()
     with contextlib.ExitStack() as stack:
         if folder is None or _mapped_otherwise(folder / manifest.library, manifest.files[manifest.library]):

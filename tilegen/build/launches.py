@@ -1,0 +1,100 @@
+"""What a planned function launches on a GPU, as data: for machines where no host compiler makes a launcher of it.
+
+Sizes are text over the names of symbolic sizes, as in a manifest; see `tilegen.runtime.cubin`, which reads this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tilegen import _tvm
+
+_tvm.ensure()
+
+import tvm  # noqa: E402
+import tvm_ffi  # noqa: E402
+from tvm import ir, tirx  # noqa: E402
+
+from tilegen.errors import BuildError  # noqa: E402
+from tilegen.expression.walkers import call_name, const_int  # noqa: E402
+
+_SIGNS = {"Add": "+", "Sub": "-", "Mul": "*", "FloorDiv": "//", "Div": "//"}  # sizes are not negative: both divisions are one
+SHARED = "tirx.use_dyn_shared_memory"
+
+
+def launches(parts: Mapping[str, Any], target: Any, passes: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
+    """By symbol the launches of each function in order.
+
+    Parameters
+    ----------
+    parts : scheduled functions by symbol.
+    passes : the lowering up to and with the split into host and device code.
+
+    Returns
+    -------
+    dict
+        Of each launch ``kernel``, the name in the cubin; ``arguments``: ``{"tensor": name}`` or ``{"size": text}``; ``grid`` and
+        ``block``, three sizes each; ``shared``, bytes of dynamic shared memory.
+    """
+    mod = tirx.transform.BindTarget(target)(tvm.IRModule(dict(parts)))
+    mod = tvm.transform.Sequential(list(passes))(mod)
+    return {symbol: _of_function(mod[symbol]) for symbol in parts}
+
+
+def _of_function(func: tirx.PrimFunc) -> list[dict[str, Any]]:
+    bound: dict[Any, Any] = {}
+    found: list[dict[str, Any]] = []
+
+    def call(node: Any) -> None:
+        if call_name(node) == "call_ffi_kernel":
+            found.append(_launch(node, bound))
+
+    tvm_ffi.structural_walk(
+        func.body, [(tirx.Bind, lambda node: bound.__setitem__(node.var, node.value)), (ir.Call, call)], order="pre"
+    )
+    return found
+
+
+def _launch(node: Any, bound: Mapping[Any, Any]) -> dict[str, Any]:
+    tags = [str(tag) for tag in node.attrs["launch_params"]]
+    kernel, *arguments = node.args
+    arguments, values = arguments[: len(arguments) - len(tags)], arguments[len(arguments) - len(tags) :]
+    sizes = {tag: size_text(value, bound) for tag, value in zip(tags, values, strict=True)}
+    return {
+        "kernel": str(kernel.value),
+        "arguments": [_argument(argument, bound) for argument in arguments],
+        "grid": [sizes.get(f"blockIdx.{axis}", 1) for axis in "xyz"],
+        "block": [sizes.get(f"threadIdx.{axis}", 1) for axis in "xyz"],
+        "shared": sizes.get(SHARED, 0),
+    }
+
+
+def _argument(value: Any, bound: Mapping[Any, Any]) -> dict[str, Any]:
+    if call_name(value) == "buffer_data":
+        return {"tensor": str(value.args[0].name)}
+    return {"size": size_text(value, bound)}
+
+
+def size_text(expr: Any, bound: Mapping[Any, Any]) -> int | str:
+    """An integer expression over symbolic sizes as a number or as text.
+
+    Raises
+    ------
+    BuildError
+        When it is made of anything but sums, products and quotients.
+    """
+    value = const_int(expr)
+    if value is not None:
+        return value
+    if isinstance(expr, tirx.Var):
+        return size_text(bound[expr], bound) if expr in bound else str(expr.name)
+    kind = type(expr).__name__
+    if kind == "Cast":
+        return size_text(expr.value, bound)
+    if kind in ("Mod", "FloorMod"):
+        a, b = size_text(expr.a, bound), size_text(expr.b, bound)
+        return f"({a} - ({a} // {b}) * {b})"
+    if kind not in _SIGNS:
+        raise BuildError(f"a kernel is launched with the size {expr}, which has {kind}; build with nvcc, which compiles any size")
+    return f"({size_text(expr.a, bound)} {_SIGNS[kind]} {size_text(expr.b, bound)})"
