@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -16,12 +17,13 @@ from tvm_ffi import libinfo
 
 from tests.cuda.emulator import rewrite
 
+RUNTIME = "libemulator.so"
 _HERE = Path(__file__).parent
 _OPTIONS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-w")
 # Text compiled with the sanitizer's hooks calls back at every access to memory; without strict aliasing, because CUDA text
 # reads vectors from arrays of scalars.  No contraction: results do not depend on the machine's instructions.
 _TEXT_OPTIONS = (*_OPTIONS, "-O1", "-fsanitize=thread", "-fno-strict-aliasing", "-ffp-contract=off")
-_RUNTIME_OPTIONS = (*_OPTIONS, "-O2", "-ffp-contract=off")
+_RUNTIME_OPTIONS = ("-std=c++17", "-fPIC", "-shared", "-O2", "-Wall", "-Wextra", "-Wl,-Bsymbolic")
 _PRELUDE = """\
 #include "emulator/cuda.h"
 #include <tvm/ffi/c_api.h>
@@ -34,7 +36,7 @@ _PRELUDE = """\
 def library(source: str) -> Path:
     """The shared library of the CUDA text `source`, compiled unless it has been before."""
     folder = _folder()
-    prepared = _runtime(folder)
+    runtime = _runtime(folder)
     text = rewrite.cpp(source)
     out = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
     if not out.exists():
@@ -43,7 +45,7 @@ def library(source: str) -> Path:
             cpp.write_text(text)
             prelude = folder / "prelude.h"
             _run([*_compiler(), *_TEXT_OPTIONS, *_includes(), "-include", str(prelude), "-c", str(cpp), "-o", f"{made}.o"], source)
-            _run([*_compiler(), "-shared", f"{made}.o", *map(str, prepared), "-o", str(made), *_libraries()], source)
+            _run([*_compiler(), "-shared", f"{made}.o", "-o", str(made), *_libraries(runtime)], source)
             os.replace(made, out)
     return out
 
@@ -65,17 +67,18 @@ def _state() -> str:
     return digest.hexdigest()[:16]
 
 
-def _runtime(folder: Path) -> list[Path]:
-    """Objects of the emulator itself, and the headers that every text includes, compiled once."""
-    objects = []
-    for source in sorted((_HERE / "runtime").glob("*.cpp")):
-        objects.append(folder / f"{source.stem}.o")
-        _once(objects[-1], [*_RUNTIME_OPTIONS, "-c", str(source)])
+def _runtime(folder: Path) -> Path:
+    """The library of the emulator itself, and the headers that every text includes, compiled once.
+
+    All texts of a process share one library: it keeps a stack for every thread of a block.
+    """
+    runtime = folder / RUNTIME
+    _once(runtime, [*_RUNTIME_OPTIONS, *map(str, sorted((_HERE / "runtime").glob("*.cpp")))])
     prelude = folder / "prelude.h"
     if not prelude.exists():
         _written(prelude, _PRELUDE)
     _once(folder / "prelude.h.gch", [*_TEXT_OPTIONS, "-x", "c++-header", str(prelude)])
-    return objects
+    return runtime
 
 
 def _once(out: Path, arguments: Sequence[str]) -> None:
@@ -84,7 +87,8 @@ def _once(out: Path, arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
         made = Path(work) / out.name
         _run([*_compiler(), *_includes(), *arguments, "-o", str(made)], "")
-        os.replace(made, out)
+        with contextlib.suppress(FileExistsError):  # another process was faster, and may have loaded its file already
+            os.link(made, out)
 
 
 def _written(path: Path, text: str) -> None:
@@ -108,10 +112,9 @@ def _includes() -> tuple[str, ...]:
     return tuple(f"-I{folder}" for folder in folders)
 
 
-@functools.cache
-def _libraries() -> tuple[str, ...]:
-    path = Path(libinfo.find_libtvm_ffi())
-    return (str(path), f"-Wl,-rpath,{path.parent}", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-lm")
+def _libraries(runtime: Path) -> list[str]:
+    linked = [runtime, Path(libinfo.find_libtvm_ffi())]
+    return [*map(str, linked), *(f"-Wl,-rpath,{path.parent}" for path in linked), "-Wl,-Bsymbolic", "-Wl,-z,defs", "-lm"]
 
 
 def _run(command: Sequence[str], source: str) -> None:

@@ -41,7 +41,7 @@ class EmulatedModule:
         self.source = source
         self.path: Path = compiling.library(source)
         self._module = tvm_ffi.load_module(str(self.path))
-        self._control = ctypes.CDLL(str(self.path))
+        self._control = ctypes.CDLL(str(self.path.parent / compiling.RUNTIME))
         self.names = list(dict.fromkeys(re.findall(r"\bint32_t __tvm_ffi_(\w+)\(", source)))
 
     def __getitem__(self, name: str) -> EmulatedFunction:

@@ -13,6 +13,9 @@ _VECTOR = re.compile(r"\*\s*\(((?:u?(?:char|short|int|longlong)|float|double|hal
 _INDEX = re.compile(r"(?<![.\w])(threadIdx|blockIdx|blockDim|gridDim)\b")  # launchers have members of these names
 _INDICES = {"threadIdx": "thread_index", "blockIdx": "block_index", "blockDim": "block_size", "gridDim": "grid_size"}
 _SMALLEST_ALIGNMENT = 16
+_IMAGE = """\
+extern "C" __attribute__((visibility("hidden"))) const char __ehdr_start[], _end[];
+static ::emu::Image image(__ehdr_start, _end);"""
 
 
 def cpp(source: str) -> str:
@@ -43,4 +46,4 @@ def kernels(source: str) -> dict[str, int]:
 def registrations(source: str) -> str:
     """Objects that tell the emulator each kernel's name and number of threads when the library is loaded."""
     entry = '::emu::Registered registered_{0}(reinterpret_cast<const void*>({0}), "{0}", {1});'
-    return "\n".join(["namespace {", *(entry.format(*kernel) for kernel in kernels(source).items()), "}\n"])
+    return "\n".join([_IMAGE, "namespace {", *(entry.format(*kernel) for kernel in kernels(source).items()), "}\n"])

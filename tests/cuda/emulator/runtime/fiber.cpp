@@ -32,10 +32,9 @@ void place(Fiber& fiber) {
 #if defined(__x86_64__)
 
 // Saves what a called function must keep, changes the stack, and returns into the other one: swapcontext without system calls.
-extern "C" void emu_switch(void** save, void* to) __attribute__((visibility("hidden")));
+extern "C" void emu_switch(void** save, void* to);
 asm(R"(
 .text
-.hidden emu_switch
 .globl emu_switch
 .type emu_switch, @function
 emu_switch:

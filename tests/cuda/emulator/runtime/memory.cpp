@@ -106,11 +106,20 @@ void check(size_t address, size_t bytes, size_t alignment, const char* what) {
   if (address % alignment) fail("misaligned %s of %zu bytes at %zu, must be at a multiple of %zu", what, bytes, address, alignment);
 }
 
-// Constants and tables of the compiled text itself.
-extern "C" const char __ehdr_start[] __attribute__((visibility("hidden")));
-extern "C" const char _end[] __attribute__((visibility("hidden")));
+// Constants and tables of the compiled texts.
+std::map<const char*, const char*>& images() {
+  static std::map<const char*, const char*> known;
+  return known;
+}
+
+bool in_image(const char* at) {
+  auto after = images().upper_bound(at);
+  return after != images().begin() && at < std::prev(after)->second;
+}
 
 }  // namespace
+
+Image::Image(const char* begin, const char* end) { images()[begin] = end; }
 
 void begin_launch_memory(size_t dynamic_bytes) {
   declared.clear();
@@ -131,7 +140,7 @@ void access(const void* pointer, size_t bytes, bool write) {
     if (offset + bytes > tensor->bytes) outside(at, bytes, write);
     return note(*tensor, offset, bytes, write, current->number, false);
   }
-  if (at >= __ehdr_start && at < _end && !write) return;
+  if (!write && in_image(at)) return;
   outside(at, bytes, write);
 }
 
@@ -202,7 +211,7 @@ void wait_async(unsigned groups_in_flight) {
 }  // namespace emu
 
 // Where the tensors of the next call lie; accesses to anything else fail.
-extern "C" __attribute__((visibility("default"))) void emu_set_tensors(int count, const char** names, const void** data, const size_t* bytes, const size_t* item) {
+extern "C" void emu_set_tensors(int count, const char** names, const void** data, const size_t* bytes, const size_t* item) {
   emu::tensors.clear();
   for (int i = 0; i < count; ++i)
     emu::tensors.push_back({names[i], static_cast<const char*>(data[i]), bytes[i], item[i], false, std::vector<emu::Cell>((bytes[i] + item[i] - 1) / item[i])});

@@ -243,6 +243,6 @@ int launch(const void* function, const Shape& wanted, const std::function<void()
 
 }  // namespace emu
 
-extern "C" __attribute__((visibility("default"))) void emu_set_order(int kind, unsigned seed, int late_copies) {
+extern "C" void emu_set_order(int kind, unsigned seed, int late_copies) {
   emu::order = {kind, seed, late_copies != 0};
 }

@@ -44,6 +44,11 @@ struct Registered {
   Registered(const void* kernel, const char* name, unsigned threads);
 };
 
+// Where the library of a text lies: its constants may be read.
+struct Image {
+  Image(const char* begin, const char* end);
+};
+
 struct Shape {
   dim3 grid, block;
   size_t shared;
