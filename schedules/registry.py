@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any
 
 from tilegen.errors import ScheduleError
+from tilegen.schedules.cuda import map, reduce, tile, walk
 from tilegen.schedules.llvm.map import Map
 from tilegen.schedules.llvm.reduce import Reduce
 from tilegen.schedules.llvm.scatter import Scatter
@@ -34,16 +33,7 @@ PLAIN = Plain()
 RULES: dict[str, list[Rule]] = {"llvm": [Tile(), Walk(), Scatter(), Map(), Reduce()]}
 
 
-GPU_PATTERNS = ("tile", "walk", "reduce", "map")
-
-
-def _device_rules(kind: str) -> list[DeviceRule]:
-    """The `RULES` of every pattern's module, in the order in which they are asked."""
-    modules = [f"tilegen.schedules.{kind}.{name}" for name in GPU_PATTERNS]
-    return [rule for name in modules if importlib.util.find_spec(name) for rule in importlib.import_module(name).RULES]
-
-
-DEVICE_RULES: dict[str, list[DeviceRule]] = {"cuda": _device_rules("cuda")}
+DEVICE_RULES: dict[str, list[DeviceRule]] = {"cuda": [*tile.RULES, *walk.RULES, *reduce.RULES, *map.RULES]}
 
 
 def device_rule_for(kernel: Any, kind: str) -> DeviceRule:

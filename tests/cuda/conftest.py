@@ -1,4 +1,4 @@
-"""One library of the small operator for the tests of this folder, and a stand-in for the driver that they load it with."""
+"""No GPU is needed here: kernels run on the CPU (`tests.cuda.emulator`), and libraries meet a stand-in for the driver."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import scaled
 
+from tests.cuda import scaled
 from tilegen.build import library
 
 HERE = Path(__file__).parent
@@ -39,7 +39,7 @@ def on_gpu(driver: Path, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]
         log = tmp_path / "log"
         log.write_text("")
         environment = os.environ | {f"FAKE_{name.upper()}": str(value) for name, value in said.items()}
-        environment |= {"LD_LIBRARY_PATH": str(driver), "FAKE_LOG": str(log), "PYTHONPATH": str(HERE)}
+        environment |= {"LD_LIBRARY_PATH": str(driver), "FAKE_LOG": str(log)}
         child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert child.returncode == 0, child.stderr
         return child.stdout, log.read_text().splitlines()

@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
-import scaled
 
+from tests.cuda import scaled
 from tilegen.bundle import pack
 from tilegen.bundle.manifest import LAUNCHES, LIBRARY, Manifest
 
@@ -24,7 +24,10 @@ except TilegenError as error:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"init": 100}, "and no NVIDIA GPU is visible here; check nvidia-smi and CUDA_VISIBLE_DEVICES, or export the operator for the CPU"),
+        (
+            {"init": 100},
+            "and no NVIDIA GPU is visible here; check nvidia-smi and CUDA_VISIBLE_DEVICES, or export the operator for the CPU",
+        ),
         ({"init": 999}, "and the NVIDIA driver does not start (error 999); check nvidia-smi"),
         ({"version": 12040}, "the driver here runs up to CUDA 12.4; install a newer driver, or export the bundle with CUDA 12"),
         ({"capability": 75}, "was compiled for sm_80 and sm_90, the GPU here is sm_75; export it with --target sm_75"),
@@ -39,7 +42,9 @@ def test_a_machine_that_cannot_run_it_is_told_why(bundle, on_gpu, said, message)
 
 def test_a_machine_without_a_driver_is_told_so(bundle, on_gpu, driver, tmp_path):
     (tmp_path / "libcuda.so.1").write_text("")
-    code = f"import os\nfrom tilegen.bundle import gpu\ngpu.DRIVER = {str(tmp_path / 'libcuda.so.1')!r}\n" + LOAD.format(path=str(bundle))
+    code = f"import os\nfrom tilegen.bundle import gpu\ngpu.DRIVER = {str(tmp_path / 'libcuda.so.1')!r}\n" + LOAD.format(
+        path=str(bundle)
+    )
     printed, _ = on_gpu(code)
     assert "TargetError the bundle was compiled for sm_80 and sm_90, and no NVIDIA driver is installed here" in printed
     assert "export the operator for the CPU (--target cpu) to run it here" in printed
@@ -48,7 +53,9 @@ def test_a_machine_without_a_driver_is_told_so(bundle, on_gpu, driver, tmp_path)
 @pytest.mark.parametrize("capability", [80, 86, 90])
 def test_a_gpu_of_the_same_generation_loads_it(bundle, on_gpu, capability):
     printed, _ = on_gpu(LOAD.format(path=str(bundle)), capability=capability)
-    assert printed.startswith("Bundle toolchain_scaled float32 [C=64] for cuda sm_80+sm_90 x86_64\n  forward(x: float32[B, T, 64]")
+    assert printed.startswith(
+        "Bundle toolchain_scaled float32 [C=64] for cuda sm_80+sm_90 x86_64\n  forward(x: float32[B, T, 64]"
+    )
 
 
 def test_tensors_of_the_processor_are_refused(bundle, on_gpu):
@@ -140,7 +147,11 @@ def test_kernels_of_a_function_start_in_order_and_ask_for_their_shared_memory(cu
 @pytest.mark.parametrize(
     ("call", "said", "message"),
     [
-        ("bundle.forward.call([x, w, y])", {"launch": 700}, "TargetError forward could not start on the GPU: CUDA launch: a fake error (700)"),
+        (
+            "bundle.forward.call([x, w, y])",
+            {"launch": 700},
+            "TargetError forward could not start on the GPU: CUDA launch: a fake error (700)",
+        ),
         ("bundle.forward.call([x, w])", {}, "ArgumentError forward refused its arguments: got 2 arguments, must get 3: x, w, y"),
         ("bundle.forward.call([x, w, w])", {}, "ArgumentError forward refused its arguments: y"),
         (
