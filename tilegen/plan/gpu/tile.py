@@ -34,6 +34,7 @@ from tilegen.plan.gpu.layout import Layout, padded
 from tilegen.plan.gpu.program import NARROW, Held, Node, Program
 from tilegen.plan.gpu.shared import Arena, Shared, place
 from tilegen.plan.gpu.values import Values, rounded
+from tilegen.plan.keep import keep
 from tilegen.plan.kernel import Kernel
 from tilegen.plan.tiles import TileKernel
 from tilegen.schedules.rule import Gpu, dtype_bytes
@@ -119,8 +120,9 @@ class TileEmitter:
             for k in reversed(self.parallel):
                 extent = kernel.space[k]
                 here = rest if k == self.parallel[0] else tirx.truncmod(rest, extent)
-                self.outer[k] = self._let(f"o{k}", here, extent)
-                rest = tirx.truncdiv(rest, extent)
+                # Kept: the simplifier would repeat the division by a symbolic size wherever the index is used.
+                self.outer[k] = self._let(f"o{k}", here if here is block else keep(here), extent)
+                rest = rest if k == self.parallel[0] else self._let(f"rest{k}", keep(tirx.truncdiv(rest, extent)))
             self._allocate()
             if kernel.walked is None:
                 self._fetch(None)
@@ -671,7 +673,7 @@ class TileEmitter:
                 def moved(values: Values, at: Any) -> Any:
                     inner = values.point[self.rank :]
                     if zero is not None:
-                        values.find = _without(values.find, zero)
+                        values.held = _without(values.held, zero)
                     return values.walk_value(scan, sources, [*self.outer, *inner], target[(layout.register(at),)])
 
                 self._each(node, target, moved, clear=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import ir, te, tirx
 
-from tilegen.expression.walkers import call_name, dtype_of, is_load, load_indices, load_tensor, prim, rewrite, substitute
+from tilegen.expression.walkers import call_name, dtype_of, find, is_load, load_indices, load_tensor, prim, rewrite, substitute
 from tilegen.plan import stages
 from tilegen.plan.evaluate import Evaluator, MathRule
 from tilegen.plan.kernel import Kernel
@@ -20,15 +20,15 @@ class Values(Evaluator):
 
     Parameters
     ----------
-    find : ``find(stage, indices)`` gives an element of a held stage, or None for one that is computed here.
+    held : ``held(stage, indices)`` gives an element of a held stage, or None for one that is computed here.
     inline : whether nothing is bound to a variable (vector loads look for reads in the whole expression).
     """
 
     def __init__(
-        self, kernel: Kernel, memory: Mapping[te.Tensor, Any], math: MathRule, point: Sequence[Any], analyzer: Any, find: Find, inline: bool
+        self, kernel: Kernel, memory: Mapping[te.Tensor, Any], math: MathRule, point: Sequence[Any], analyzer: Any, held: Find, inline: bool
     ):
         super().__init__(kernel, memory, math, point, None, {})
-        self.analyzer, self.find, self.inline = analyzer, find, inline
+        self.analyzer, self.held, self.inline = analyzer, held, inline
         self.written = set()
 
     def compute(self, tensor: te.Tensor) -> Any:
@@ -39,14 +39,22 @@ class Values(Evaluator):
     def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
         """One element, at simplified indices."""
         at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in indices]
-        held = self.find(tensor, at)
+        held = self.held(tensor, at)
         return super().element(tensor, at) if held is None else held
 
     def _resolve(self, expr: Any) -> Any:
         def load(call: Any) -> Any:
             return self.element(load_tensor(call), load_indices(call)) if is_load(call) else call
 
-        return rewrite(rewrite(expr, ir.Call, load), prim.Cast, plain_cast)
+        def select(call: Any) -> Any:
+            """A choice between values that are at hand is no branch; where memory is read, the guard must stay one."""
+            return tirx.Select(*call.args) if call_name(call) == "if_then_else" and not find(call, self._is_memory) else call
+
+        value = rewrite(rewrite(expr, ir.Call, load), prim.Cast, plain_cast)
+        return value if self.inline else rewrite(value, ir.Call, select)
+
+    def _is_memory(self, expr: Any) -> bool:
+        return type(expr).__name__ in ("BufferLoad", "TensorLoad") and any(expr.source.same_as(b) for b in self.buffers.values())
 
     def _bind(self, name: str, value: Any) -> Any:
         return value if self.inline else super()._bind(name, value)
