@@ -1,7 +1,13 @@
-"""Runs generated CUDA on the CPU: a check of kernels and launchers for machines without a GPU."""
+"""Runs generated CUDA on the CPU: a check of kernels and launchers for machines without a GPU.
+
+`run_function` takes an instance, `emulate` any CUDA text with its launchers.  Every thread of a block is a fiber; every
+access to memory is checked for bounds, alignment and races.  `ptx` knows the inline assembly, ``include`` stands for the
+CUDA toolkit, ``runtime`` for the GPU.
+"""
 
 from __future__ import annotations
 
+from tests.cuda.emulator.functions import EmulatedInstance, emulated, run_function
 from tests.cuda.emulator.module import EmulatedError, EmulatedFunction, EmulatedModule
 
 
@@ -10,4 +16,4 @@ def emulate(source: str) -> EmulatedModule:
     return EmulatedModule(source)
 
 
-__all__ = ["EmulatedError", "EmulatedFunction", "EmulatedModule", "emulate"]
+__all__ = ["EmulatedError", "EmulatedFunction", "EmulatedInstance", "EmulatedModule", "emulate", "emulated", "run_function"]
