@@ -103,8 +103,10 @@ def compile(source: str, out: Path, archs: Sequence[str]) -> list[Resources]:
     with tempfile.TemporaryDirectory(prefix="tilegen-nvcc-") as folder:
         text = Path(folder) / "kernels.cu"
         text.write_text(source)
+        # One thread for each kernel, and one for each architecture.
         threads = [f"--threads={len(archs)}"] if len(archs) > 1 else []
-        command = [path, *_OPTIONS, *threads, *codes, f"-I{_include()}", "-o", str(out), str(text)]
+        split = ["--split-compile=0"] if int(release(path).partition(".")[0] or 0) >= 13 else []
+        command = [path, *_OPTIONS, *threads, *split, *codes, f"-I{_include()}", "-o", str(out), str(text)]
         said = _run(command)
     return parse(said)
 

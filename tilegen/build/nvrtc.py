@@ -103,6 +103,8 @@ def compile(source: str, arch: str) -> tuple[bytes, list[Resources]]:
             f"is no nvcc; pip install {package}, or install the CUDA toolkit"
         )
     options = [f"--gpu-architecture={arch}", "--std=c++17", f"--include-path={include}", "--ptxas-options=-v", "-default-device"]
+    if int(library.release.partition(".")[0]) >= 13:
+        options.append("--split-compile=0")  # one thread for each kernel, as many as there are cores
     for part in glob.glob(f"{Path(library.path).parent}/libnvrtc-builtins.so*"):
         ctypes.CDLL(part)  # NVRTC looks for it by name, which finds what is loaded
     return _compiled(ctypes.CDLL(library.path), plain(source), options, arch)

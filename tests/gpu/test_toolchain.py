@@ -1,0 +1,130 @@
+"""The tool chain on a GPU: streams, graphs, alignment, devices, and both compilers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cuda import scaled
+from tilegen.build import compilers, gpus, library
+from tilegen.bundle import read
+from tilegen.errors import ArgumentError, TargetError
+from tilegen.runtime import load
+
+pytestmark = pytest.mark.gpu
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=compilers.NAMES)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """The operator compiled for this GPU by each of the compilers."""
+    out = tmp_path_factory.mktemp(request.param)
+    library.compile(scaled.instance(), out, target="cuda", functions=("forward", "backward"), compiler=request.param)
+    assert read(out)[0].library.endswith(".so" if request.param == "nvcc" else ".cubin"), "the other compiler was taken"
+    return load(out)
+
+
+def rows(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype, device="cuda")
+
+
+def reference(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x.exp() * w
+
+
+@pytest.mark.parametrize(("batch", "time"), [(1, 1), (3, 1000), (2, 12345)])
+def test_values(bundle, batch, time):
+    x, w = rows(batch, time, 64), rows(64)
+    torch.testing.assert_close(bundle.forward(x, w), reference(x, w), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_kernels_wait_for_what_the_stream_does_before(bundle):
+    stream, x, w = torch.cuda.Stream(), torch.full((4, 512, 64), torch.nan, device="cuda"), rows(64)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)
+        x.fill_(0.5)
+        y = bundle.forward(x, w)
+    assert not stream.query(), "the call waited for the GPU"
+    stream.synchronize()
+    torch.testing.assert_close(y, reference(x, w), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_graph_of_the_call_replays_with_new_values(bundle):
+    x, w = rows(2, 100, 64), rows(64)
+    bundle.forward(x, w)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = bundle.forward(x, w)
+    x.copy_(rows(2, 100, 64))
+    graph.replay()
+    torch.testing.assert_close(y, reference(x, w), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("offset", [1, 4])
+def test_views_that_start_anywhere(bundle, offset):
+    """Sixteen bytes are read as they are, four are copied first."""
+    x, w = rows(6401)[offset : offset + 6336].view(1, 99, 64), rows(64)
+    torch.testing.assert_close(bundle.forward(x, w), reference(x, w), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_tensors_of_the_processor_are_refused(bundle):
+    with pytest.raises(ArgumentError, match="x is on cpu, must be on cuda, which the bundle was compiled for"):
+        bundle.forward(torch.ones(1, 2, 64), torch.ones(64))
+
+
+def test_code_for_another_generation_is_refused(tmp_path):
+    other = "sm_80" if gpus.of_device().capability // 10 != 8 else "sm_90"
+    library.compile(scaled.instance(), tmp_path, target=other, functions=("forward",))
+    with pytest.raises(TargetError, match=f"was compiled for {other}, the GPU here is sm_"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_operator_and_its_gradients(dtype):
+    x, w = rows(3, 77, 64, dtype=dtype).requires_grad_(), rows(64, dtype=dtype).requires_grad_()
+    grad = rows(3, 77, 64, dtype=dtype)
+    exact = reference(x.double(), w.double())
+    wanted = torch.autograd.grad(exact, (x, w), grad.double())
+    y = scaled.toolchain_scaled(x, w)
+    rounding = torch.finfo(dtype).eps * 8
+    for got, want in zip((y, *torch.autograd.grad(y, (x, w), grad)), (exact, *wanted), strict=True):
+        torch.testing.assert_close(got.double(), want.double(), rtol=rounding, atol=rounding * want.abs().max().item())
+
+
+def test_the_operator_never_waits_for_the_gpu():
+    x, w = rows(2, 64, 64).requires_grad_(), rows(64).requires_grad_()
+    scaled.toolchain_scaled(x, w).sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        scaled.toolchain_scaled(x, w).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_arguments_on_two_devices_are_refused():
+    with pytest.raises(ArgumentError, match=r"w is on cpu, must be on cuda:0 as x is; move it with .to\(\)"):
+        scaled.toolchain_scaled(rows(1, 2, 64), torch.ones(64))
+
+
+WARM = """
+import sys, torch
+from tests.cuda import scaled
+x, w = torch.ones(1, 2, 64, device="cuda"), torch.ones(64, device="cuda")
+scaled.toolchain_scaled(x, w)
+print("tvm" in sys.modules)
+"""
+
+
+def test_a_warm_start_imports_no_compiler():
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", WARM], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        ).stdout
+        for _ in range(2)
+    ]
+    assert printed[1].strip() == "False"
