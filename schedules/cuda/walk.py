@@ -6,16 +6,26 @@ thread walks its channels alone.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from tilegen.expression.scan import scan_inputs
 from tilegen.expression.walkers import const_int
+from tilegen.plan.gpu.walk_reads import STEADY_REGISTERS
 from tilegen.plan.gpu.walk_strata import reductions_of, scans_of
-from tilegen.schedules.rule import Decide, Gpu
+from tilegen.schedules.rule import Decide, Gpu, dtype_bytes
 
 CHANNELS = (1, 2, 4, 8, 16, 32, 64, 128)
 WIDTHS = (1, 2, 4)
 STEPS = (1, 2, 4, 8, 16)
+AHEAD = (0, 1, 2)
 GROUPS = (1, 2, 4, 8, 16, 32, 64)
+
+THREADS = 256
+OWN = 45
+"""Registers for addresses and intermediate values."""
+SPARE = 16
+"""Registers of a thread that the estimate leaves free."""
 
 SECTOR = 32
 """Channels of a block: with two bytes each, two sectors of memory in every row of every tensor."""
@@ -40,6 +50,22 @@ def width(kernel: Any, most: int) -> int:
     return 1 if extent is None else max(w for w in WIDTHS if w <= most and extent % w == 0)
 
 
+def registers(kernel: Any, wide: int, steps: int, ahead: int) -> float:
+    """About how many registers a thread needs, within a tenth of what nvcc used for walks of 6 to 64 states.
+
+    Every state twice (where the group starts, and as it runs), coefficients, the elements of a group (twice with the next
+    round's), and half of what is added to states, which nvcc keeps from one pass over the group to the next.
+    """
+    scans, sums = scans_of(kernel), reductions_of(kernel)
+    moves = [t for t in kernel.loads if any(const_int(n) is None for n in t.shape)]
+    words = sum(max(dtype_bytes(str(t.dtype)), 4 // wide) for t in moves) / 4
+    steady = sum(math.prod(const_int(n) or 1 for n in t.shape[:-1]) for t in kernel.loads if t not in moves) if scans else 0
+    added = len({scan_inputs(scan.op)["x"] for scan in scans})
+    states = 2 * len(scans) + 2 * len(sums) + 1
+    held = min(wide * steady, STEADY_REGISTERS)
+    return OWN + wide * states + held + steps * wide * (words * (1 + ahead) + (added + 1) / 2)
+
+
 class Walk:
     """All groups of a round at once, states exchanged in shared memory: walks with few points and many steps."""
 
@@ -51,18 +77,22 @@ class Walk:
         return bool(kernel.pattern == "walk") and sum(const_int(n) is None for n in kernel.space) < 2
 
     def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
-        """Registers decide: the fewer states there are, the more channels and steps a thread takes."""
-        states = len(scans_of(kernel))
-        sums = len(reductions_of(kernel))
+        """As many channels and steps for a thread as its registers hold, the next round's elements among them; 256 threads."""
         across = decide("channels", CHANNELS, channels(kernel, SECTOR))
-        most = 2 if states + sums <= 8 else 1
-        wide = decide("width", WIDTHS, min(width(kernel, most), across))
+        room = gpu.registers / THREADS - SPARE
+        sizes = ((2, 8), (2, 4), (1, 8), (1, 4), (1, 2))
+        possible = [(w, u) for w, u in sizes if w <= min(width(kernel, 2), across)]
+        usual, steps = next((size for size in possible if registers(kernel, *size, 1) <= room), possible[-1])
+        wide = decide("width", WIDTHS, usual)
+        # Walks without scans hold little and never wait for each other: more of them hide more of the memory's latency.
+        threads = THREADS if scans_of(kernel) or registers(kernel, usual, steps, 1) > room / 2 else 2 * THREADS
+        groups = max(g for g in GROUPS if g * across <= threads * usual or g == 1)
         return {
             "channels": across,
             "width": wide,
-            "steps": decide("steps", STEPS, 8 if states + sums <= 16 else 4),
-            "groups": decide("groups", GROUPS, 32 if across >= SECTOR else 64),
-            "ahead": decide("ahead", (0, 1), 1 if states + sums <= 16 else 0),
+            "steps": decide("steps", STEPS, steps),
+            "groups": decide("groups", GROUPS, groups),
+            "ahead": decide("ahead", AHEAD, 1),
         }
 
 

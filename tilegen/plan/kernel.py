@@ -30,6 +30,7 @@ class Kernel:
     anchors : the reductions and scans computed here.
     emits : stages written at every point; finals : stages of shape `space` written after a walk or reduction.
     latches : stages of a walk whose value at the last step a final stage reads.
+    loads : what is read from memory, known once the plan is complete.
     """
 
     pattern: Pattern
@@ -43,6 +44,7 @@ class Kernel:
     latches: list[te.Tensor] = field(default_factory=list)
     directed: bool = False
     name: str = ""
+    loads: list[te.Tensor] = field(default_factory=list)
 
     def domain(self) -> list[Any]:
         """The extents of a stage that has one element at every point of this kernel."""

@@ -91,7 +91,7 @@ class Vectors(Mapping[te.Tensor, Any]):
 
     def _load(self, tensor: te.Tensor, indices: list[Any], width: int) -> Any:
         for known, at, held in self.loaded:
-            if known is tensor or known.same_as(tensor):
+            if (known is tensor or known.same_as(tensor)) and const_int(held.shape[0]) == width:
                 if (
                     len(held.shape)
                     and const_int(held.shape[0]) == width

@@ -2,17 +2,19 @@
 
 TVM lowers ``exp`` of float32 to ``__expf`` and ``log`` to ``__logf``, whose relative error grows with the argument.  Where an operator's
 tensors are float32 that error would be seen, so functions are called by name here.  Where its tensors are bfloat16 or float16
-the result is rounded to 8 or 11 bits, and 2^x of the special function unit (2 ulp; PTX ISA, ex2.approx) is as good: exp(-inf) = 0,
-exp(inf) = inf, and NaN stays NaN.
+the result is rounded to 8 or 11 bits, and 2^x and 1/x of the special function unit (2 ulp and 1 ulp, subnormal numbers are
+zero; PTX ISA, ex2.approx and rcp.approx) are as good: exp(-inf) = 0, exp(inf) = inf, and NaN stays NaN.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import ir, tirx
+from tvm.tirx.script.builder import ir as T
 
-from tilegen.expression.walkers import call_name, prim, rewrite
+from tilegen.expression.walkers import call_name, dtype_of, prim, rewrite
 from tilegen.plan.evaluate import MathRule
 
 LIBRARY = {
@@ -21,8 +23,13 @@ LIBRARY = {
 }  # fmt: skip
 """Accurate float32 functions of CUDA's library by TVM's names."""
 
-FAST = {"exp": "__expf", "log": "__logf"}
-"""Approximations by the special function unit."""
+UNIT = """__device__ __forceinline__ float {name}(float x) {{
+  float y;
+  asm("{instruction}.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}}
+"""
+"""A function of the special function unit."""
 
 
 def f32(value: float) -> Any:
@@ -31,8 +38,14 @@ def f32(value: float) -> Any:
 
 
 def call(function: str, *args: Any) -> Any:
-    """A float32 function of CUDA by name."""
+    """A float32 function of CUDA's library by name."""
     return tirx.call_pure_extern("float32", function, *args)
+
+
+def unit(instruction: str, x: Any) -> Any:
+    """An approximation by the special function unit: "ex2" (2^x), "lg2" or "rcp" (1/x)."""
+    name = f"tilegen_{instruction}"
+    return T.cuda.func_call(name, x, source_code=UNIT.format(name=name, instruction=instruction), return_type="float32")
 
 
 def accurate(expr: Any, bind: Any) -> Any:
@@ -40,7 +53,7 @@ def accurate(expr: Any, bind: Any) -> Any:
 
     def change(node: Any) -> Any:
         known = call_name(node)
-        if str(node.ty.dtype) != "float32":
+        if dtype_of(node) != "float32":
             return node
         if known == "sigmoid":
             return f32(1) / (f32(1) + call("expf", f32(0) - node.args[0]))
@@ -51,19 +64,24 @@ def accurate(expr: Any, bind: Any) -> Any:
 
 def approximate(expr: Any, bind: Any) -> Any:
     """exp, log, sigmoid and quotients of float32 by the special function unit, everything else as the library's."""
+    exp = lambda x: unit("ex2", x * f32(math.log2(math.e)))  # noqa: E731
 
     def change(node: Any) -> Any:
         known = call_name(node)
-        if str(node.ty.dtype) != "float32":
+        if dtype_of(node) != "float32":
             return node
+        if known == "exp":
+            return exp(node.args[0])
+        if known == "exp2":
+            return unit("ex2", node.args[0])
+        if known == "log":
+            return unit("lg2", node.args[0]) * f32(math.log(2))
         if known == "sigmoid":
-            return call("__fdividef", f32(1), f32(1) + call("__expf", f32(0) - node.args[0]))
-        if known in FAST:
-            return call(FAST[known], *node.args)
+            return unit("rcp", f32(1) + exp(f32(0) - node.args[0]))
         return call(LIBRARY[known], *node.args) if known in LIBRARY else node
 
     def quotient(node: Any) -> Any:
-        return call("__fdividef", node.a, node.b) if str(node.ty.dtype) == "float32" else node
+        return node.a * unit("rcp", node.b) if dtype_of(node) == "float32" else node
 
     return rewrite(rewrite(expr, ir.Call, change), prim.Div, quotient)
 

@@ -37,9 +37,12 @@ from tilegen.plan.gpu.walk_values import Step, neutral
 from tilegen.plan.kernel import Kernel
 from tilegen.schedules.rule import Gpu, dtype_bytes
 
+LATE, WHOLE = 1, 2
+"""When the next round is loaded: while the last pass over this one runs, or during all of it; 0 is at its own start."""
+
 
 def lower_walk(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
-    """Launch a walk; decisions: channels, width, steps, groups, and whether the next round is loaded ahead (0 or 1)."""
+    """Launch a walk; decisions: channels, width, steps, groups, and how far `ahead` the next round is loaded."""
     Walk(kernel, buffers, decisions, math).emit()
 
 
@@ -55,7 +58,7 @@ class Walk:
         self.kernel, self.buffers, self.math = kernel, buffers, math
         self.shape = Shape(decisions["groups"], decisions["channels"], decisions["width"], decisions["steps"])
         self.lane = len(kernel.space) - 1 if lane_extent(kernel) is not None else None
-        self.prefetch = bool(decisions["ahead"])
+        self.ahead = decisions["ahead"]
         self.ready = {tensor for tensor in buffers if tensor not in set(kernel.writes())}
         self.strata = strata(kernel, self.ready)
         self.scans, self.reductions = scans_of(kernel), reductions_of(kernel)
@@ -156,20 +159,23 @@ class Walk:
             rounds = tirx.floordiv(self.kernel.extent + (shape.span - 1), shape.span)
             moving = self.reads.moving()
             first = self.group * shape.steps
-            if self.prefetch:
+            if self.ahead:
                 self._load(moving, first, [window.ahead for window in moving])
             with T.serial(0, rounds) as turn:
                 start = name("start", T.Bind(turn * shape.span + first))
-                if self.prefetch:
+                if self.ahead:
                     for window in moving:
                         slots = shape.steps + window.high - window.low
                         with T.unroll(0, slots) as slot, T.unroll(0, window.width) as lane:
                             T.buffer_store(window.now, window.ahead[slot, lane], [slot, lane])
-                    self._load(moving, start + shape.span, [window.ahead for window in moving])
                 else:
                     self._load(moving, start, [window.now for window in moving])
+                if self.ahead == WHOLE:
+                    self._load(moving, start + shape.span, [window.ahead for window in moving])
                 for exchange in self.exchanges:
                     self._resolve(exchange, start)
+                if self.ahead == LATE:
+                    self._load(moving, start + shape.span, [window.ahead for window in moving])
                 self._last_pass(start)
             self._finish()
 
@@ -179,7 +185,7 @@ class Walk:
             slots = shape.steps + window.high - window.low if window.moves else 1
             dtype = str(window.tensor.dtype)
             window.now = registers(f"read{k}", [slots, window.width], dtype)
-            if window.moves and self.prefetch:
+            if window.moves and self.ahead:
                 window.ahead = registers(f"next{k}", [slots, window.width], dtype)
         self.begin = {scan: registers(f"begin{k}", [shape.width], str(scan.dtype)) for k, scan in enumerate(self.scans)}
         self.run = {scan: registers(f"run{k}", [shape.width], str(scan.dtype)) for k, scan in enumerate(self.scans)}
@@ -229,7 +235,7 @@ class Walk:
         own = set(self.kernel.anchors)
         needed: dict[te.Tensor, str] = {}
         for final in self.kernel.finals:
-            for anchor in [final, *anchors_below(final, self.ready)]:
+            for anchor in [final] if final in own else anchors_below(final, self.ready):
                 if anchor in own:
                     needed[anchor] = str(anchor.dtype)
         return needed | {tensor: wide(tensor) for tensor in self.kernel.latches if tensor not in needed}
