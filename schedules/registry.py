@@ -33,11 +33,12 @@ PLAIN = Plain()
 RULES: dict[str, list[Rule]] = {"llvm": [Tile(), Walk(), Scatter(), Map(), Reduce()]}
 
 
-DEVICE_RULES: dict[str, list[DeviceRule]] = {"cuda": [*tile.RULES, *walk.RULES, *reduce.RULES, *map.RULES]}
+DEVICE_RULES: dict[str, list[Any]] = {"cuda": [*tile.RULES, *walk.RULES, *reduce.RULES, *map.RULES]}
 
 
 def device_rule_for(kernel: Any, kind: str) -> DeviceRule:
     """The rule that decides the sizes of `kernel`, one of a plan, on a GPU of `kind`."""
+    rule: DeviceRule
     for rule in DEVICE_RULES.get(kind, []):
         if rule.fits(kernel):
             return rule

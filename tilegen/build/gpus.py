@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from tilegen.errors import TargetError
 
 KIB = 1024
+REGISTERS = 65536
+"""Of one multiprocessor, in every generation since 2012."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Card:
     processors: int
     shared_bytes: int
     shared_total: int
-    registers: int = 65536
+    registers: int = REGISTERS
 
     @property
     def capability(self) -> int:
@@ -105,13 +107,16 @@ def of_device(index: int = 0) -> Card:
     capability = found.major * 10 + found.minor
     if capability < 75:
         raise TargetError(f"{found.name} has compute capability {found.major}.{found.minor}, must be 7.5 or above; use the CPU")
+    arch = f"sm_{capability}"
+    # Older torch does not say how much a block may opt into.
+    opted = NAMED[arch].shared_bytes if arch in NAMED else found.shared_memory_per_block
     return Card(
         name=folder_name(found.name),
-        arch=f"sm_{capability}",
+        arch=arch,
         processors=found.multi_processor_count,
-        shared_bytes=found.shared_memory_per_block_optin,
+        shared_bytes=getattr(found, "shared_memory_per_block_optin", opted),
         shared_total=found.shared_memory_per_multiprocessor,
-        registers=found.regs_per_multiprocessor,
+        registers=getattr(found, "regs_per_multiprocessor", REGISTERS),
     )
 
 

@@ -26,10 +26,13 @@ NEWER = {"bfloat16": 80}
 
 @dataclass(frozen=True)
 class BuildTarget:
-    """What code is generated for: TVM's target, what schedule rules may know, and the name of its tuning records."""
+    """What code is generated for: TVM's target, what schedule rules may know, and the name of its tuning records.
+
+    `machine` is a `Machine` for a CPU, a `Gpu` for a GPU.
+    """
 
     tvm: Any
-    machine: Machine | Gpu
+    machine: Any
     device: str
     description: dict[str, Any]
 

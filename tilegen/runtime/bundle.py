@@ -13,7 +13,7 @@ from tilegen.runtime import library
 from tilegen.runtime.function import Function
 
 _DEVICES = {"llvm": "cpu", "cuda": "cuda"}
-_SAID = {"llvm": ("kind", "mcpu", "arch"), "cuda": ("kind", "archs", "host")}
+_SAID: dict[str, tuple[str, ...]] = {"llvm": ("kind", "mcpu", "arch"), "cuda": ("kind", "archs", "host")}
 
 
 class Bundle:
@@ -63,7 +63,7 @@ class Bundle:
     def __repr__(self) -> str:
         made = self.manifest
         sizes = ", ".join(f"{name}={size}" for name, size in made.static.items())
-        where = " ".join(_words(made.target[key]) for key in _SAID.get(made.target.get("kind"), ()) if key in made.target)
+        where = " ".join(_words(made.target[key]) for key in _SAID.get(str(made.target.get("kind")), ()) if key in made.target)
         head = f"Bundle {made.op} {made.dtype} [{sizes}] for {where}"
         return "\n  ".join([head, *map(repr, self.functions.values())])
 
