@@ -15,9 +15,10 @@ from tvm.target import Target
 
 from tilegen.expression import logaddexp, maximum, minimum
 from tilegen.expression.gather import scatter_spec
+from tilegen.expression.ragged import placement
 from tilegen.expression.rebuild import replace
 from tilegen.expression.scan import scan_inputs, scan_spec
-from tilegen.expression.walkers import const_int, substitute, sym, variables
+from tilegen.expression.walkers import const_int, substitute, sym, topological, variables
 
 TARGET = Target({"kind": "llvm", "opt-level": 0})
 TORCH = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
@@ -25,7 +26,10 @@ TORCH = {"float64": torch.float64, "float32": torch.float32, "float16": torch.fl
 
 def prim_func(arguments: Sequence[te.Tensor], results: Sequence[te.Tensor]) -> Any:
     """One function that computes `results` from `arguments`, all of them parameters in this order."""
-    lowered = replace(results, {}, lambda op, inputs: _lower(op, inputs))
+    # TVM takes a tensor among the attributes of a stage for one that the stage reads.
+    placed = [op.output(0) for op in topological(results) if placement(op.output(0)) is not None]
+    plain = {t: te._ffi_api.ComputeOp(t.op.name, t.op.tag, {}, t.op.axis, t.op.body).output(0) for t in placed}
+    lowered = replace(results, plain, lambda op, inputs: _lower(op, inputs))
     return te.create_prim_func([*arguments, *lowered])
 
 

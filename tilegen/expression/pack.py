@@ -199,6 +199,7 @@ class Packer(RaggedAxes):
         else:
             place = Place(self.owner_of(kind, index), kind, index)
             mapping = dict(names) | {var: index - self.bound("starts", kind, place)}
+            source = self.placed_reads(op, source, var, index) if kind == POSITIONS else self.lead_positions(source, kind, var, index)
         inside = []
         for v, _, k in axes:
             summed = any(a.var.same_as(v) for a in getattr(op.body[0], "axis", []))
@@ -210,6 +211,33 @@ class Packer(RaggedAxes):
             return value
         outside = self.neutral(op, str(op.output(0).dtype))
         return tirx.if_then_else(tirx.all(*inside), value, outside)
+
+    def lead_positions(self, source: Expr, kind: int, var: Any, tile: Any) -> Expr:
+        """`source` with the first position of its tile from a table: what is added to it stays an index without a product."""
+
+        def lead(node: Any) -> Any:
+            plain = node.a.same_as(var) and const_int(node.b) == kind
+            return self.lead(kind, tile) if plain else node
+
+        return rewrite(source, prim.Mul, lead)
+
+    def placed_reads(self, op: te.ComputeOp, source: Expr, var: Any, position: Any) -> Expr:
+        """`source` with the quotients and remainders of its position by the lengths of tiles it reads as stages of their own.
+
+        They are what `placement` tells a planner: how the tiles that a result is read from turn back into its elements.
+        """
+        lengths = {k for x in op.input_tensors for k in self.kinds(x) if isinstance(k, int) and k != POSITIONS}
+
+        def place(node: Any) -> Any:
+            length = const_int(node.b)
+            if length not in lengths or not node.a.same_as(var):
+                return node
+            if isinstance(node, prim.FloorMod):
+                # The remainder once more: a table's values say nothing of their range.
+                return tirx.floormod(self.place_of("row", length, position), length)
+            return self.place_of("tile", length, position) - self.column("starts", length, POSITIONS)(position)
+
+        return rewrite(rewrite(source, prim.FloorDiv, place), prim.FloorMod, place)
 
     @staticmethod
     def neutral(op: te.ComputeOp, dtype: str) -> Expr:
@@ -241,7 +269,8 @@ class Packer(RaggedAxes):
                 if not timed and place.owner is not None:
                     guards += [place.sequence >= 0, place.sequence < n]
             else:
-                at = self.ana.simplify(self.bound("starts", kind, place) + i)
+                at = self.edge(kind, place, i) if place.owner is None else None
+                at = self.ana.simplify(self.bound("starts", kind, place) + i) if at is None else at
                 if not (isinstance(at, ir.Var) and kind == place.owner):
                     guards += [at >= 0, at < n]
                     if place.owner is None:  # a sequence may be empty: then there is nothing at its start
@@ -249,6 +278,15 @@ class Packer(RaggedAxes):
                 packed.append(at)
         value = new(*packed)
         return tirx.if_then_else(tirx.all(*guards), value, const(0, str(new.dtype))) if guards else value
+
+    def edge(self, kind: int, place: Place, i: Expr) -> Expr | None:
+        """The place of local index `i` of a sequence where that is its first or its last one; None elsewhere."""
+        tiles = tirx.floordiv(self.length(POSITIONS, place) + (kind - 1), kind)
+        if const_int(i) == 0:
+            return self.edge_of("starts", kind, place.sequence)
+        if const_int(self.ana.simplify(i - tiles)) == -1:
+            return self.edge_of("ends", kind, place.sequence)
+        return None
 
     def reduced_by_sequence(self, op: te.ComputeOp, spatial: Any, inner: Any, source: Expr) -> te.Tensor:
         """A reduction over the positions of each sequence: a scan of what they contribute, read where a sequence ends."""
@@ -280,7 +318,7 @@ class Packer(RaggedAxes):
 
         def last(*i: Any) -> Expr:
             place = Place(i[batch], None, i[batch])
-            end = self.bound("ends", kind, place) - 1
+            end = self.edge_of("ends", kind, place.sequence)
             some = tirx.all(self.length(kind, place) > 0, end >= 0, end < self.count(kind))
             return tirx.if_then_else(some, running(end, *i[:batch], *i[batch + 1 :]), nothing)
 

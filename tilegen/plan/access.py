@@ -8,6 +8,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from tilegen.expression.ragged import is_table
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import load_indices, load_tensor, loads, substitute
 from tilegen.plan import stages
@@ -87,6 +88,23 @@ def anchors_below(tensor: te.Tensor, ready: Collection[te.Tensor]) -> set[te.Ten
             continue
         seen.add(current)
         if stages.is_anchor(current):
+            found.add(current)
+        else:
+            stack += [source for source, _ in stages.reads(current)]
+    return found
+
+
+def tables_below(tensors: Collection[te.Tensor], ready: Collection[te.Tensor]) -> set[te.Tensor]:
+    """The tables that `tensors` look something up in, themselves excluded; tables below those are theirs to compute."""
+    found: set[te.Tensor] = set()
+    seen: set[te.Tensor] = set()
+    stack = [source for tensor in tensors for source, _ in stages.reads(tensor)]
+    while stack:
+        current = stack.pop()
+        if current in seen or current in ready:
+            continue
+        seen.add(current)
+        if is_table(current):
             found.add(current)
         else:
             stack += [source for source, _ in stages.reads(current)]

@@ -68,6 +68,7 @@ class TileEvaluator(Evaluator):
         self.written = set()
         self.tile: set[te.Tensor] = set()
         self.fixed: dict[int, tuple[Any, Any]] = {}  # outer axis -> (the one place a result reads, the variable that is there)
+        self.located: Callable[[te.Tensor, Any], Any] | None = None  # where tables place an element, by the task's own variables
 
     def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
         """One element, at simplified indices.
@@ -75,11 +76,23 @@ class TileEvaluator(Evaluator):
         What the tile holds is only there at the tile's own outer point, so a fixed place is read as the variable that is there.
         """
         at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in indices]
+        known = None if self.located is None else self.located(tensor, at[0])
+        if known is not None:
+            return known
         if tensor in self.tile:
             for axis, (place, here) in self.fixed.items():
                 if stages.equal(at[axis], place):
                     at[axis] = here
         return super().element(tensor, at)
+
+
+    def resolved(self, read: Any) -> Any:
+        """The value of a read of any stage."""
+        return self._resolve(read)
+
+    def bound_to(self, name: str, value: Any) -> Any:
+        """A value as a variable."""
+        return self._bind(name, value)
 
 
 class TileEmitter:
@@ -96,18 +109,20 @@ class TileEmitter:
         self.parallel = [k for k in range(self.rank) if k != kernel.walked]
         self.local = {t: self.buffer(t.op.name, list(t.shape), t) for t in kernel.locals}
         self.before = {t: self.buffer(f"{t.op.name}_before", self._unwalked(t), t) for t in kernel.anchors}
+        restarted = [t for t in kernel.anchors if scan_spec(t.op).exclusive and scan_spec(t.op).reset]
+        self.entered = {t: self.buffer(f"{t.op.name}_entered", self._unwalked(t), t) for t in restarted}
         self.after = {t: self.buffer(f"{t.op.name}_after", self._unwalked(t), t) for t in kernel.anchors}
 
     def emit(self) -> None:
         """The whole kernel."""
         kernel = self.kernel
         with ExitStack() as stack:
-            task = stack.enter_context(T.parallel(0, _product(kernel.space[k] for k in self.parallel))) if self.parallel else None
-            at: list[Any] = [None] * self.rank
-            rest = task
-            for k in reversed(self.parallel):
+            at: list[Any] = [tirx.const(0, "int32") if const_int(n) == 1 else None for n in kernel.space]
+            tasks = [k for k in self.parallel if at[k] is None]
+            rest = stack.enter_context(T.parallel(0, _product(kernel.space[k] for k in tasks))) if tasks else None
+            for k in reversed(tasks):
                 # The first axis is what is left of the task number: no remainder to take.
-                at[k] = rest if k == self.parallel[0] else tirx.floormod(rest, kernel.space[k])
+                at[k] = rest if k == tasks[0] else tirx.floormod(rest, kernel.space[k])
                 rest = tirx.floordiv(rest, kernel.space[k])
             for scan in kernel.anchors:
                 self._start(scan, at)
@@ -122,9 +137,8 @@ class TileEmitter:
                 self._copy(self.after[scan], self.before[scan], self._parallel_at(at), self.inner_of(scan))
 
     def _body(self, at: list[Any]) -> None:
-        for scan in self.kernel.anchors:
-            if scan_spec(scan.op).exclusive and scan_spec(scan.op).reset:
-                self._restart(scan, at)
+        for scan in self.entered:
+            self._enter(scan, at)
         own = {*self.kernel.locals, *self.kernel.anchors}
         for tensor in sorted(own, key=self._position):
             if tensor in self.after:
@@ -164,7 +178,9 @@ class TileEmitter:
                 outer: list[Any] = [None] * len(at)
                 for k in spaces:
                     outer[k] = T.axis.spatial(self.kernel.space[k], at[k])
-                    analyzer.bind(outer[k], ir.Range(0, self.kernel.space[k]))
+                    # An axis with one place keeps its variable: primitives then see that what is written there is what is read.
+                    if const_int(self.kernel.space[k]) != 1:
+                        analyzer.bind(outer[k], ir.Range(0, self.kernel.space[k]))
                 inner = [T.axis.spatial(n, loop) for n, loop in zip(extents, loops, strict=False)]
                 steps = [T.axis.reduce(n, loop) for n, loop in zip(over, loops[len(extents) :], strict=True)]
                 for var, extent in zip([*inner, *steps], ranges, strict=True):
@@ -175,7 +191,8 @@ class TileEmitter:
 
     def _values(self, outer: Sequence[Any], inner: Sequence[Any], analyzer: Any, extra: Mapping[Any, Any] | None = None) -> TileEvaluator:
         walked = self.kernel.walked
-        states = {t: State(t, walked, outer[walked], self.before[t], self.after[t]) for t in self.kernel.anchors} if walked is not None else {}
+        came = {t: self.entered.get(t, self.before[t]) for t in self.kernel.anchors}
+        states = {t: State(t, walked, outer[walked], came[t], self.after[t]) for t in self.kernel.anchors} if walked is not None else {}
         visible = {**self.memory, **self.local, **states, **(extra or {})}
         values = TileEvaluator(self.kernel, visible, self.math, [*outer, *inner], analyzer)
         values.tile = {*self.local, *states}
@@ -310,15 +327,15 @@ class TileEmitter:
 
         self.nest("start", at, self.inner_of(scan), [], body)
 
-    def _restart(self, scan: te.Tensor, at: Sequence[Any]) -> None:
-        """The state before this step anew where a sequence starts: an exclusive scan gives it to its readers."""
+    def _enter(self, scan: te.Tensor, at: Sequence[Any]) -> None:
+        """The state with which an exclusive scan comes to this tile, which it gives to its readers: another where a sequence starts."""
 
         def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
             place = [*self._parallel_at(outer), *inner]
             value = self._values(outer, inner, analyzer).restarted(scan, [*outer, *inner], self.before[scan][tuple(place)])
-            T.buffer_store(self.before[scan], value, place)
+            T.buffer_store(self.entered[scan], value, place)
 
-        self.nest("restart", at, self.inner_of(scan), [], body)
+        self.nest("enter", at, self.inner_of(scan), [], body)
 
     def _advance(self, scan: te.Tensor, at: Sequence[Any]) -> None:
         sources = scan_inputs(scan.op)
@@ -329,8 +346,8 @@ class TileEmitter:
         def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
             values = self._values(outer, inner, analyzer)
             place = [*self._parallel_at(outer), *inner]
-            before = self.before[scan][tuple(place)]
-            value = values.walk_value(scan, sources, [*outer, *inner], before, restarted=scan_spec(scan.op).exclusive)
+            before = self.entered.get(scan, self.before[scan])[tuple(place)]
+            value = values.walk_value(scan, sources, [*outer, *inner], before, restarted=scan in self.entered)
             T.buffer_store(self.after[scan], value, place)
 
         self.nest("advance", at, self.inner_of(scan), [], body)
@@ -353,15 +370,29 @@ class TileEmitter:
         target = self.targets[tensor]
 
         def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
+            values = self._values(outer, inner, analyzer)
+            values.fixed = {axis: (place, outer[axis]) for axis, place in frame.fixed.items()}
+            if frame.ragged:
+                self._write_ragged(tensor, outer, inner, values)
+                return
             indices = frame.indices(outer, inner)
             guard = conjunction(g for g in frame.guards(tensor, outer, indices) if not analyzer.can_prove(g))
             if guard is not None:
                 T.where(substitute(guard, self.binding))
-            values = self._values(outer, inner, analyzer)
-            values.fixed = {axis: (place, outer[axis]) for axis, place in frame.fixed.items()}
             T.buffer_store(target, values.value_at(tensor, indices), indices)
 
         self.nest("write", at, frame.inner_extents(tensor), [], body)
+
+    def _write_ragged(self, tensor: te.Tensor, outer: list[Any], inner: list[Any], values: TileEvaluator) -> None:
+        """A result whose elements tables place in tiles: both ends of the tile are read, then it is written like any other."""
+        frame = self.kernel.frames[tensor]
+        reads, counts = ({k: values.resolved(read) for k, read in found.items()} for found in (frame.firsts(outer), frame.counts(outer)))
+        here = frame.indices(outer, inner, reads)
+        guards = [here[k] - reads[k] < counts[k] for k in reads] + frame.guards(tensor, outer, here)
+        T.where(substitute(tirx.all(*guards), self.binding))
+        indices = frame.indices(outer, inner, {k: values.bound_to(f"first{k}", read) for k, read in reads.items()})
+        values.located = lambda placing, index: frame.located(placing, index, outer, inner, {k: indices[k] for k in reads})
+        T.buffer_store(self.targets[tensor], values.value_at(tensor, indices), indices)
 
     # ---------------------------------------------------------------- small things
 

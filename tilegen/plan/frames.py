@@ -11,17 +11,22 @@ fixed place (the last tile).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from tvm import sym, te, tirx
+from tvm import ir, sym, te, tirx
 
+from tilegen.expression.ragged import Placement, is_table, placement
 from tilegen.expression.scan import scan_spec
-from tilegen.expression.walkers import const_int, prim, substitute, variables
+from tilegen.expression.walkers import const_int, is_load, load_indices, load_tensor, prim, rewrite, substitute, variables
 from tilegen.plan import stages
 from tilegen.plan.access import stage_reads
+
+
+EVERYWHERE = "tilegen.everywhere"
+"""The attribute of a stage that has elements which no tile stands for: the states of sequences without positions."""
 
 
 @lru_cache(maxsize=1 << 14)
@@ -47,6 +52,11 @@ def walk_axis(tensor: te.Tensor) -> int | None:
     return spec.axis if spec is not None and spec.axis < outer_rank(tensor) else None
 
 
+def is_everywhere(tensor: te.Tensor) -> bool:
+    """Whether a stage has elements that no tile stands for, so that it is computed from results in memory."""
+    return bool(tensor.op.attrs) and EVERYWHERE in tensor.op.attrs
+
+
 def is_local(tensor: te.Tensor) -> bool:
     """Whether a stage is one that a task computes for a tile: a reduction over static axes, or a scan inside a tile."""
     kind = stages.kind(tensor)
@@ -64,11 +74,13 @@ class Frame:
     extents : the outer extents of the kernel.
     axes : for every axis of the result, (outer axis, tile size) it is split over (size 1: it is that axis), or None.
     fixed : outer axes at which only one place contributes, with that place.
+    ragged : axes of the result whose elements lie in tiles by tables on the device (packed sequences).
     """
 
     extents: list[Any]
     axes: list[tuple[int, int] | None]
     fixed: dict[int, Any] = field(default_factory=dict)
+    ragged: dict[int, Placement] = field(default_factory=dict)
 
     def inner_extents(self, tensor: te.Tensor) -> list[Any]:
         """The extents of the loops inside a tile that write the result."""
@@ -80,25 +92,58 @@ class Frame:
                 found.append(place[1])
         return found
 
-    def indices(self, at: list[Any], inside: list[Any]) -> list[Any]:
-        """The element of the result at outer point `at` and inner point `inside`."""
+    def indices(self, at: list[Any], inside: list[Any], first: Mapping[int, Any] | None = None) -> list[Any]:
+        """The element of the result at outer point `at` and inner point `inside`.
+
+        `first` gives for ragged axes the first element of the tile there, which tables tell (`firsts`).
+        """
         rest = iter(inside)
         found = []
-        for place in self.axes:
+        for k, place in enumerate(self.axes):
             if place is None:
                 found.append(next(rest))
+            elif k in self.ragged:
+                start = self.firsts(at)[k] if first is None else first[k]
+                found.append(start + next(rest) if place[1] > 1 else start)
             else:
                 outer_axis, size = place
                 found.append(at[outer_axis] if size == 1 else at[outer_axis] * size + next(rest))
         return found
 
+    def firsts(self, at: list[Any]) -> dict[int, Any]:
+        """For every ragged axis the first element of the tile at `at`, as a read of its table."""
+        return {k: placed.first(at[self._outer_axis(k)]) for k, placed in self.ragged.items()}
+
+    def counts(self, at: list[Any]) -> dict[int, Any]:
+        """For every ragged axis how many elements the tile at `at` has, as a read of its table."""
+        return {k: placed.count(at[self._outer_axis(k)]) for k, placed in self.ragged.items()}
+
+    def _outer_axis(self, k: int) -> int:
+        place = self.axes[k]
+        assert place is not None, f"axis {k} of a result lies along no outer axis"
+        return place[0]
+
     def guards(self, tensor: te.Tensor, at: list[Any], indices: list[Any]) -> list[Any]:
-        """Conditions under which that element exists and is this task's to write."""
+        """Conditions under which that element exists and is this task's to write; a ragged axis needs its count besides."""
         found = [at[k] == place for k, place in self.fixed.items()]
-        for extent, index, place in zip(tensor.shape, indices, self.axes, strict=True):
-            if place is not None and place[1] > 1:
+        for k, (extent, index, place) in enumerate(zip(tensor.shape, indices, self.axes, strict=True)):
+            if k in self.ragged:
+                found += [index >= 0, index < extent]
+            elif place is not None and place[1] > 1:
                 found.append(index < extent)
         return found
+
+    def located(self, tensor: te.Tensor, index: Any, at: list[Any], inside: list[Any], elements: Mapping[int, Any]) -> Any:
+        """What a placing stage says of one of `elements` along ragged axes, by the task's own variables; None for anything else."""
+        placed = placement(tensor)
+        if placed is None:
+            return None
+        rest = iter(inside)
+        rows = [None if place is not None and place[1] == 1 else next(rest) for place in self.axes]
+        for k, element in elements.items():
+            if placed.first.same_as(self.ragged[k].first) and stages.equal(index, element):
+                return at[self._outer_axis(k)] if placed.part == "tile" else rows[k]
+        return None
 
 
 def own_frame(tensor: te.Tensor) -> Frame:
@@ -111,7 +156,7 @@ def frame_of(tensor: te.Tensor, ready: Collection[te.Tensor]) -> Frame | None:
     """The frame in which a task can compute `tensor`; None when it needs none (it reads nothing but memory)."""
     if is_local(tensor) or walk_axis(tensor) is not None:
         return own_frame(tensor)
-    if stages.kind(tensor) != "map":
+    if stages.kind(tensor) != "map" or is_everywhere(tensor):
         return None
     axes = stages.axes(tensor)
     stack: list[tuple[te.Tensor, list[Any]]] = [(tensor, list(axes))]
@@ -135,10 +180,15 @@ def _fit(axes: list[Any], extents: list[Any], indices: list[Any]) -> Frame | Non
     """The frame in which a result over `axes` reads a stage at outer `indices`, if those are axes, quotients or fixed."""
     places: list[tuple[int, int] | None] = [None] * len(axes)
     fixed: dict[int, Any] = {}
+    ragged: dict[int, Placement] = {}
     own = {axis: k for k, axis in enumerate(axes)}
     for position, index in enumerate(indices):
         size, var = 1, index
-        if isinstance(index, prim.FloorDiv) and const_int(index.b) is not None:
+        placed = placement(load_tensor(index)) if is_load(index) else None
+        if placed is not None and placed.part == "tile" and load_indices(index)[0] in own:
+            size, var = placed.size, load_indices(index)[0]
+            ragged[own[var]] = placed
+        elif isinstance(index, prim.FloorDiv) and const_int(index.b) is not None:
             size, var = const_int(index.b), index.a
         if isinstance(var, tirx.Var) and var in own:
             if places[own[var]] is not None:
@@ -148,7 +198,7 @@ def _fit(axes: list[Any], extents: list[Any], indices: list[Any]) -> Frame | Non
             fixed[position] = index
         else:
             return None
-    return Frame(extents, places, fixed)
+    return Frame(extents, places, fixed, ragged)
 
 
 @dataclass
@@ -170,11 +220,18 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
     inside = [tirx.Var(f"i{k}", "int32") for k in range(len(frame.inner_extents(tensor)))]
     for var, extent in zip(inside, frame.inner_extents(tensor), strict=True):
         _bind(analyzer, var, extent)
+    elements = {k: tirx.Var(f"e{k}", "int32") for k in frame.ragged}
     place = {at[k]: value for k, value in frame.fixed.items()}
     seen: set[str] = set()
 
     def simple(index: Any) -> Any:
-        return analyzer.simplify(index) if hasattr(index, "ty") else index
+        if not hasattr(index, "ty"):
+            return index
+        return analyzer.simplify(rewrite(index, ir.Call, located) if elements else index)
+
+    def located(call: Any) -> Any:
+        known = frame.located(load_tensor(call), load_indices(call)[0], at, inside, elements) if is_load(call) else None
+        return call if known is None else known
 
     def same_place(indices: list[Any], walked: int | None, reverse: bool) -> bool:
         for k, index in enumerate(indices):
@@ -192,7 +249,12 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
         return own
 
     def visit(current: te.Tensor, indices: list[Any], top: bool) -> None:
+        if elements and frame.located(current, indices[0], at, inside, elements) is not None:
+            return
         indices = [simple(i) for i in indices]
+        if is_table(current) and not top:
+            found.memory.add(current)
+            return
         rank, axis = outer_rank(current), walk_axis(current)
         held = is_local(current) or axis is not None
         # A stage of the tile is looked at for the whole tile: where inside it is read makes no difference.
@@ -224,7 +286,10 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
         if stages.kind(current) != "input":
             found.memory.add(current)
 
-    visit(tensor, frame.indices(at, inside), True)
+    own = [elements.get(k, index) for k, index in enumerate(frame.indices(at, inside))]
+    visit(tensor, own, True)
+    placing = {t for placed in frame.ragged.values() for t in (placed.first, placed.count)}
+    found.memory |= {t for t in placing if stages.kind(t) != "input" and t not in ready}
     return found
 
 
@@ -243,6 +308,4 @@ def _reads(tensor: te.Tensor, indices: list[Any], analyzer: sym.Analyzer) -> lis
 
 
 def _bind(analyzer: sym.Analyzer, var: Any, extent: Any) -> None:
-    from tvm import ir
-
     analyzer.bind(var, ir.Range(0, extent))

@@ -16,6 +16,7 @@ from tilegen.expression import compute, placeholder
 from tilegen.expression.pack import Packer
 from tilegen.expression.ragged import POSITIONS, Place
 from tilegen.mechanisms import ArgSpec, Instance, table_specs
+from tilegen.plan.frames import EVERYWHERE
 from tilegen.plan.graphs import Graph, backward_graph
 
 
@@ -81,7 +82,7 @@ def _where_empty(packing: Packing, otherwise: te.Tensor, value: Any, name: str) 
         positions = packing.packer.length(POSITIONS, Place(i[0], None, i[0]))
         return tirx.if_then_else(positions > 0, otherwise(*i), value(i))
 
-    return compute(list(otherwise.shape), body, name)
+    return compute(list(otherwise.shape), body, name, {EVERYWHERE: "1"})
 
 
 def _with_tables(instance: Instance, graph: Graph) -> Graph:

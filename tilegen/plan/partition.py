@@ -13,7 +13,7 @@ from tvm import te, tirx
 
 from tilegen.expression.walkers import call_name, find, is_load, size_estimate, topological
 from tilegen.plan import stages
-from tilegen.plan.access import anchors_below, fusible, latched
+from tilegen.plan.access import anchors_below, fusible, latched, tables_below
 from tilegen.plan.kernel import Kernel, kernel_for
 
 COSTLY = {"exp", "exp2", "log", "log1p", "tanh", "sigmoid", "erf", "pow", "sqrt", "rsqrt", "sin", "cos"}
@@ -36,7 +36,8 @@ class Partition:
             if tensor in needed and stages.is_anchor(tensor) and tensor not in self.ready:
                 self._place(tensor)
         scattered = [anchor for anchor in self.home if stages.kind(anchor) == "scatter"]  # complete only in memory
-        for tensor in [*scattered, *self.outputs]:
+        tables = [tensor for tensor in self.order if tensor in tables_below(self.outputs, self.ready)]
+        for tensor in [*tables, *scattered, *self.outputs]:
             self.write(tensor)
         for tensor in self._costly_operands(needed):
             self.write(tensor)

@@ -14,6 +14,7 @@ from tvm import te, tirx
 
 from tilegen.errors import PlanError
 from tilegen.expression import compute
+from tilegen.expression.ragged import is_table
 from tilegen.expression.walkers import const_int, topological, variables
 from tilegen.mechanisms import Instance
 from tilegen.plan import stages
@@ -23,7 +24,7 @@ from tilegen.plan.evaluate import MathRule
 from tilegen.plan.graphs import Graph, backward_graph, forward_graph
 from tilegen.plan.kernel import Kernel
 from tilegen.plan.partition import Partition
-from tilegen.plan.tiles import TilePartition, has_tiles
+from tilegen.plan.tiles import TileKernel, TilePartition, has_tiles
 
 SLACK = 1.02
 """A plan must be this much faster to be worth more saved memory."""
@@ -142,7 +143,7 @@ def saved_candidates(forward: Graph, back: Graph) -> list[list[te.Tensor]]:
     candidates: list[list[te.Tensor]] = [[]]
     for _ in range(4):
         function = plan_backward(forward, back, candidates[-1])
-        extra = [arg.tensor for arg in function.args if arg.role == "workspace" and arg.tensor in own]
+        extra = [arg.tensor for arg in function.args if arg.role == "workspace" and arg.tensor in own and not is_table(arg.tensor)]
         if not extra:
             break
         candidates.append([*candidates[-1], *extra])
@@ -190,6 +191,11 @@ def _function(name: str, given: list[PlanArg], results: list[PlanArg]) -> Functi
             used |= {*sources(kernel, function.in_memory())[0], *kernel.writes()}
         used |= _size_givers(function, used)
         function.args = [arg for arg in function.args if arg.tensor in used]
+    for kernel in function.kernels:
+        kernel.loads = sources(kernel, function.in_memory())[0]
+    for kernel in partition.kernels:
+        if isinstance(kernel, TileKernel):
+            kernel.memory = function.in_memory() - set(kernel.emits)
     _check_symbols(function)
     return function
 

@@ -7,23 +7,35 @@ from dataclasses import dataclass, field
 
 from tvm import te
 
+from tilegen.expression.ragged import placement
 from tilegen.expression.scan import scan_spec
 from tilegen.expression.walkers import topological
 from tilegen.plan import stages
-from tilegen.plan.access import anchors_below
-from tilegen.plan.frames import Cone, Frame, cone, frame_of, is_local, walk_axis
+from tilegen.plan.access import anchors_below, tables_below
+from tilegen.plan.frames import Cone, Frame, cone, frame_of, is_everywhere, is_local, walk_axis
 from tilegen.plan.kernel import Kernel, kernel_for
 
 
 @dataclass
 class TileKernel(Kernel):
-    """Tasks over outer points (`space`); each computes `locals` in order and walks `walked` if there are scans along it."""
+    """Tasks over outer points (`space`); each computes `locals` in order and walks `walked` if there are scans along it.
+
+    `reads` are stages that kernels before this one write, `memory` everything that is an argument and not written here.
+    """
 
     frames: dict[te.Tensor, Frame] = field(default_factory=dict)
     locals: list[te.Tensor] = field(default_factory=list)
     walked: int | None = None
     order: dict[te.Tensor, int] = field(default_factory=dict)
     reads: set[te.Tensor] = field(default_factory=set)
+    memory: set[te.Tensor] = field(default_factory=set)
+
+    def shared_axis(self) -> int:
+        """The extent of the widest axis of the results that blocks can share out; 1 when there is none."""
+        from tilegen.plan.gpu.program import Program
+
+        found = Program(self, self.memory, 1, None).cuts()
+        return 1 if found is None else found[1]
 
     def joins(self, needs: Cone) -> bool:
         """Whether a result with these needs can be computed here: no stage is held for this tile and read for others."""
@@ -42,7 +54,9 @@ class TilePartition:
 
     def __init__(self, outputs: Sequence[te.Tensor], ready: Sequence[te.Tensor]):
         self.ready = set(ready)
-        self.order = {op.output(0): k for k, op in enumerate(topological(outputs))}
+        placed = [placement(op.output(0)) for op in topological(outputs)]
+        placing = [t for found in placed if found is not None for t in (found.first, found.count)]
+        self.order = {op.output(0): k for k, op in enumerate(topological([*placing, *outputs]))}
         self.kernels: list[Kernel] = []
         self.memory: dict[te.Tensor, Kernel] = {}
         self.cones: dict[te.Tensor, tuple[Frame | None, Cone]] = {}
@@ -66,7 +80,7 @@ class TilePartition:
                 continue
             frame = frame_of(tensor, self.ready)
             if frame is None:
-                needs = Cone(memory=anchors_below(tensor, self.ready))
+                needs = Cone(memory=self._sources(tensor))
             else:
                 needs = cone(tensor, frame, self.ready)
                 # Scans of two directions cannot be walked by one task: what is not walked comes from memory.
@@ -75,6 +89,12 @@ class TilePartition:
                 needs = self._stored(tensor, frame, needs)
             self.cones[tensor] = (frame, needs)
             stack += [t for t in needs.memory if t is not tensor]
+
+    def _sources(self, tensor: te.Tensor) -> set[te.Tensor]:
+        """What a result outside all tiles reads from memory."""
+        if is_everywhere(tensor):
+            return {t for t, _ in stages.reads(tensor) if stages.kind(t) != "input" and t not in self.ready}
+        return anchors_below(tensor, self.ready) | tables_below([tensor], self.ready)
 
     def _one_way(self, tensor: te.Tensor, frame: Frame, needs: Cone) -> Cone:
         """The cone with only the scans of the direction that most of the walked ones have."""
