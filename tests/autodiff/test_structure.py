@@ -68,6 +68,26 @@ def test_products_stay_plain_products():
     assert structure(adjoint, topological(outputs)) == {"contraction": 8, "map": 4, "scan": 1}
 
 
+@pytest.mark.parametrize(
+    ("forward", "small", "large"),
+    [
+        (forwards.linear_attention, {"n": 3, "C": 2, "D": 3, "E": 4}, {}),
+        (forwards.softmax_attention, {"n": 4, "m": 3, "D": 2, "E": 5}, {}),
+        (forwards.far_field, {"n": 8, "m": 2, "p": 2, "D": 2}, {"p": 16}),
+    ],
+    ids=["linear_attention", "softmax_attention", "far_field"],
+)
+def test_small_products_stay_products(forward, small, large):
+    """Unrolled, a product would compute each element of its operands anew at every use."""
+
+    def products(sizes):
+        inputs, outputs = forward(**sizes)
+        adjoint = gradient(outputs, inputs, [placeholder(y.shape, str(y.dtype), f"grad_{y.op.name}") for y in outputs])
+        return structure(adjoint, topological(outputs))["contraction"]
+
+    assert products(small) == products(large)
+
+
 def test_the_softmax_adjoint_is_that_of_flash_attention():
     outputs, adjoint = differentiated("softmax_attention")
     assert structure(adjoint, topological(outputs)) == {"contraction": 4, "product of 2": 1, "map": 4}

@@ -1,8 +1,8 @@
 """Making an adjoint term what a schedule rule expects to see.
 
-Small reductions are unrolled into the expression, factors that do not depend on the reduce axes are hoisted
-out of the sum, and the guards of a matrix product move onto its operands, as padded stages that a schedule
-inlines into its copies.  Only indices and guards are simplified, never float arithmetic.
+Small reductions that are no matrix products are unrolled into the expression, factors that do not depend on the
+reduce axes are hoisted out of the sum, and the guards of a matrix product move onto its operands, as padded stages
+that a schedule inlines into its copies.  Only indices and guards are simplified, never float arithmetic.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tilegen.expression.walkers import (
 )
 
 UNROLL = 8
-"""Reductions of at most this many points become part of the expression."""
+"""Reductions of at most this many points become part of the expression, unless they are matrix products."""
 
 PAD_GROWTH = 4
 """A padded operand may have this many times the elements of its tensor; beyond, it would be an im2col."""
@@ -151,10 +151,7 @@ def peel(term: Term, shape: Sequence[Expr]) -> Term:
     """
     conditions, product = split_guard(term.body)
     parts = factors(product)
-    inner = {v for v, _ in term.axes}
-    if not conditions or len(parts) != 2 or not all(map(is_load, parts)) or not is_contraction(*parts, inner):
-        return term
-    if any(has_load(c) for c in conditions):
+    if not conditions or not _is_product(term) or any(has_load(c) for c in conditions):
         return term
     extents = dict(zip(term.target, shape, strict=True)) | dict(term.axes)
     ana = analyzer(extents.items())
@@ -214,6 +211,14 @@ def simplify(term: Term, tensor: te.Tensor) -> list[Term]:
     """The terms that schedule rules should see in place of `term`, a contribution to the adjoint of `tensor`."""
     result = []
     for part in split_products(term):
-        small = unroll(part, tensor.shape)
-        result.append(small if not small.axes else peel(hoist(small), tensor.shape))
+        hoisted = hoist(part)
+        # A matrix product stays one however small: unrolled, every element of its operands would be computed at each use.
+        small = part if _is_product(hoisted) else unroll(part, tensor.shape)
+        result.append(small if not small.axes else peel(hoisted, tensor.shape))
     return result
+
+
+def _is_product(term: Term) -> bool:
+    """Whether a term is the sum of a matrix product, guards aside."""
+    parts = factors(split_guard(term.body)[1])
+    return len(parts) == 2 and all(map(is_load, parts)) and is_contraction(*parts, {v for v, _ in term.axes})
