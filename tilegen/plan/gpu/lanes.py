@@ -13,6 +13,7 @@ from tvm import ir, sym, te, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tilegen.expression.walkers import const_int, same, variables
+from tilegen.plan import stages
 from tilegen.plan.gpu.func import name
 from tilegen.schedules.rule import dtype_bytes
 
@@ -41,11 +42,11 @@ class Vectors(Mapping[te.Tensor, Any]):
 
     Parameters
     ----------
-    inside : variables that are in the range of every axis that they index: the loops' own.
+    ranges : the loops' own variables, each with the extent that it stays below; `first` is among them.
     """
 
-    def __init__(self, buffers: Mapping[te.Tensor, Any], first: Any, width: int, inside: Sequence[Any]):
-        self.buffers, self.first, self.width, self.inside = buffers, first, width, list(inside)
+    def __init__(self, buffers: Mapping[te.Tensor, Any], first: Any, width: int, ranges: Sequence[tuple[Any, Any]]):
+        self.buffers, self.first, self.width, self.ranges = buffers, first, width, list(ranges)
         self.loaded: list[tuple[te.Tensor, list[Any], Any]] = []
 
     def __getitem__(self, tensor: te.Tensor) -> Any:
@@ -82,33 +83,38 @@ class Vectors(Mapping[te.Tensor, Any]):
 
     def _within(self, index: Any, extent: Any) -> Any:
         """`index`, moved to the nearest element of its axis unless it is there for certain."""
-        if const_int(index) is not None or any(isinstance(index, ir.Var) and index.same_as(own) for own in self.inside):
-            return index
-        offset = self._offset(index)
-        if offset is not None and const_int(extent) is not None and const_int(extent) % self.width == 0:  # type: ignore[operator]
-            return index
-        return tirx.max(tirx.min(index, extent - 1), 0)
+        base = self.first if self._offset(index) is not None else index
+        return index if below(base, extent, self.ranges) else tirx.max(tirx.min(index, extent - 1), 0)
 
     def _load(self, tensor: te.Tensor, indices: list[Any], width: int) -> Any:
         for known, at, held in self.loaded:
-            if (known is tensor or known.same_as(tensor)) and const_int(held.shape[0]) == width:
-                if (
-                    len(held.shape)
-                    and const_int(held.shape[0]) == width
-                    and all(same(_expr(a), _expr(b)) for a, b in zip(at, indices, strict=True))
-                ):
-                    return held
+            whole = known.same_as(tensor) and const_int(held.shape[0]) == width
+            if whole and all(same(_expr(a), _expr(b)) for a, b in zip(at, indices, strict=True)):
+                return held
         dtype = str(tensor.dtype)
         held = registers("loaded", [width], dtype)
         at = [self._within(i, n) for i, n in zip(indices, tensor.shape, strict=True)]
         if width == 1:
             T.buffer_store(held, self.buffers[tensor][tuple(at)], [0])
         else:
+            end = tensor.shape[-1]
+            first = self.first if below(self.first, end, self.ranges) else tirx.min(self.first, end - width)
             for start, count in pieces(width, dtype):
                 with neighbours(count) as lane:
-                    T.buffer_store(held, self.buffers[tensor][(*at[:-1], self.first + (lane + start))], [lane + start])
+                    T.buffer_store(held, self.buffers[tensor][(*at[:-1], first + (lane + start))], [lane + start])
         self.loaded.append((tensor, list(indices), held))
         return held
+
+
+def below(index: Any, extent: Any, ranges: Sequence[tuple[Any, Any]]) -> bool:
+    """Whether `index` is certainly an element of an axis: a constant, or one of the variables of `ranges`, each below its extent."""
+    known, size = const_int(index), const_int(extent)
+    if known is not None:
+        return known == 0 or (size is not None and 0 <= known < size)
+    most = next((n for own, n in ranges if isinstance(index, ir.Var) and index.same_as(own)), None)
+    if most is None:
+        return False
+    return stages.equal(most, extent) or (size is not None and const_int(most) is not None and const_int(most) <= size)  # type: ignore[operator]
 
 
 class Element:

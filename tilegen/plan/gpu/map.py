@@ -31,7 +31,7 @@ def lower_map(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, 
             first = point[-1] if point else None
             if width > 1:
                 first = name("first", T.Bind(point[-1] * width))
-            memory = Vectors(buffers, first, width, [*point[:-1], *([first] if first is not None else [])])
+            memory = Vectors(buffers, first, width, list(zip([*point[:-1], first], kernel.space, strict=True)) if point else [])
             out = [registers(f"out{k}", [width], str(emitted.dtype)) for k, emitted in enumerate(kernel.emits)]
             for lane in range(width):
                 own = [*point[:-1], first + lane if lane else first] if point else []

@@ -96,8 +96,9 @@ class Reduction:
                 exists = T.Bind(number < total)
                 flat = name("flat", T.Bind(tirx.min(number, total - 1)))
                 steps = [name(f"r{j}", T.Bind(at)) for j, at in enumerate(unravel(flat, self.over))]
-                inside = [*self.lead, *([self.first] if self.first is not None else []), *steps]
-                memory = Vectors(self.buffers, self.first, self.width, inside)
+                own = [*self._point(0), *steps]
+                ranges = list(zip(own, [*self.kernel.space, *self.over], strict=True))
+                memory = Vectors(self.buffers, self.first, self.width, ranges)
                 for lane in range(self.width):
                     values = Evaluator(self.kernel, memory, self.math, self._point(lane), None, {})
                     added = [

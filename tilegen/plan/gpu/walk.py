@@ -31,7 +31,7 @@ from tilegen.plan.evaluate import Evaluator, MathRule, combine
 from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
 from tilegen.plan.gpu.lanes import neighbours, registers
 from tilegen.plan.gpu.walk_exchange import Exchange, Shape
-from tilegen.plan.gpu.walk_reads import Held, Reads, Recorder, Window, load
+from tilegen.plan.gpu.walk_reads import Held, Place, Reads, Recorder, Window, load
 from tilegen.plan.gpu.walk_strata import Stratum, closure, decay_of, reductions_of, scans_of, strata
 from tilegen.plan.gpu.walk_values import Step, neutral
 from tilegen.plan.kernel import Kernel
@@ -75,7 +75,9 @@ class Walk:
             T.func_name("reads")
             point = [tirx.Var(f"p{k}", "int32") for k in range(len(kernel.space))]
             at = tirx.Var("t", "int32")
-            values = Step(kernel, Recorder(self.buffers, reads, point, at), self.math, point, at, {})
+            values = Step(
+                kernel, Recorder(self.buffers, reads, Place(point, kernel.space, at, kernel.extent)), self.math, point, at, {}
+            )
             for scan in self.scans:
                 values.hold(scan, tirx.Var(scan.op.name, str(scan.dtype)))
             for scan in self.scans:
@@ -281,7 +283,8 @@ class Walk:
 
     def _values(self, at: Any, time: Any, lane: Any, scans: Sequence[te.Tensor], states: dict[te.Tensor, Any]) -> Step:
         point = self._point(lane)
-        memory = Held(self.buffers, self.reads, point, time, at, lane)
+        place = Place(point, self.kernel.space, time, self.kernel.extent)
+        memory = Held(self.buffers, self.reads, place, at, lane)
         values = Step(self.kernel, memory, self.math, point, time, {})
         for scan in scans:
             values.hold(scan, states[scan][lane])

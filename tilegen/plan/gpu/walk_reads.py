@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tvm import ir, sym, te, tirx
+from tvm import sym, te, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tilegen.expression.walkers import const_int
-from tilegen.plan.gpu.lanes import Element, neighbours
+from tilegen.plan import stages
+from tilegen.plan.gpu.lanes import Element, below, neighbours
 from tilegen.schedules.rule import dtype_bytes
 
 Pattern = tuple[tuple[str, int], ...]
@@ -25,25 +26,33 @@ STEADY_REGISTERS = 40
 """What does not change along a walk is kept in at most so many registers; more is read from the cache again and again."""
 
 
-def pattern(indices: Sequence[Any], point: Sequence[Any], step: Any) -> Pattern | None:
-    """How `indices` follow the point and the step; None when they do in no simple way."""
-    entries: list[tuple[str, int]] = []
-    analyzer = sym.Analyzer()
-    for index in indices:
-        known = const_int(index)
-        axis = next(
-            (k for k, own in enumerate(point) if index is own or (hasattr(index, "same_as") and index.same_as(own))), None
-        )
-        if known is not None:
-            entries.append(("const", known))
-        elif axis is not None:
-            entries.append(("point", axis))
-        else:
-            distance = const_int(analyzer.simplify(index - step)) if step is not None else None
-            if distance is None:
+@dataclass
+class Place:
+    """Where a thread is: the indices of its point with the extents of the space, its step on the walked axis with the extent of that."""
+
+    point: Sequence[Any]
+    space: Sequence[Any]
+    step: Any
+    extent: Any
+
+    def ranges(self) -> list[tuple[Any, Any]]:
+        """The indices of the point, each with the extent that it stays below."""
+        return list(zip(self.point, self.space, strict=True))
+
+    def pattern(self, tensor: te.Tensor, indices: Sequence[Any]) -> Pattern | None:
+        """How `indices` follow the point and the step; None when they do in no simple way, or may lie outside of the tensor."""
+        entries: list[tuple[str, int]] = []
+        for index, extent in zip(indices, tensor.shape, strict=True):
+            if below(index, extent, self.ranges()):
+                known = const_int(index)
+                axis = next((k for k, own in enumerate(self.point) if known is None and index.same_as(own)), 0)
+                entries.append(("const", known) if known is not None else ("point", axis))
+                continue
+            distance = const_int(sym.Analyzer().simplify(index - self.step))
+            if distance is None or not stages.equal(extent, self.extent):
                 return None
             entries.append(("step", distance))
-    return tuple(entries) if sum(entry[0] == "step" for entry in entries) <= 1 else None
+        return tuple(entries) if sum(entry[0] == "step" for entry in entries) <= 1 else None
 
 
 @dataclass
@@ -125,14 +134,14 @@ class Reads:
 class Recorder(Mapping[te.Tensor, Any]):
     """Memory that notes what is read; a read gives the plain element."""
 
-    def __init__(self, buffers: Mapping[te.Tensor, Any], reads: Reads, point: Sequence[Any], step: Any):
-        self.buffers, self.reads, self.point, self.step = buffers, reads, point, step
+    def __init__(self, buffers: Mapping[te.Tensor, Any], reads: Reads, place: Place):
+        self.buffers, self.reads, self.place = buffers, reads, place
 
     def __getitem__(self, tensor: te.Tensor) -> Any:
         return Element(lambda indices: self._read(tensor, indices))
 
     def _read(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
-        self.reads.record(tensor, pattern(indices, self.point, self.step))
+        self.reads.record(tensor, self.place.pattern(tensor, indices))
         return self.buffers[tensor][tuple(indices)]
 
     def __contains__(self, tensor: object) -> bool:
@@ -148,25 +157,25 @@ class Recorder(Mapping[te.Tensor, Any]):
 class Held(Recorder):
     """Memory as a thread sees it at one of its steps (`at`, counted from its first) and channels (`lane`): windows first."""
 
-    def __init__(self, buffers: Mapping[te.Tensor, Any], reads: Reads, point: Sequence[Any], step: Any, at: Any, lane: Any):
-        super().__init__(buffers, reads, point, step)
+    def __init__(self, buffers: Mapping[te.Tensor, Any], reads: Reads, place: Place, at: Any, lane: Any):
+        super().__init__(buffers, reads, place)
         self.at, self.lane = at, lane
 
     def _read(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
-        found = pattern(indices, self.point, self.step)
+        found = self.place.pattern(tensor, indices)
         window = self.reads.windows.get((tensor, shape_of(found))) if found is not None else None
         if window is None:
-            return self.buffers[tensor][tuple(inside(i, n, self.point) for i, n in zip(indices, tensor.shape, strict=True))]
+            return self.buffers[tensor][
+                tuple(inside(i, n, self.place.ranges()) for i, n in zip(indices, tensor.shape, strict=True))
+            ]
         assert found is not None
         lane = self.lane if window.width > 1 else 0
         return window.now[self.at + (self.reads.offset(found) - window.low) if window.moves else 0, lane]
 
 
-def inside(index: Any, extent: Any, own: Sequence[Any]) -> Any:
-    """`index`, moved to the nearest element of an axis unless it is a constant or among `own`, which are in range."""
-    if const_int(index) is not None or any(isinstance(index, ir.Var) and index.same_as(known) for known in own):
-        return index
-    return tirx.max(tirx.min(index, extent - 1), 0)
+def inside(index: Any, extent: Any, ranges: Sequence[tuple[Any, Any]]) -> Any:
+    """`index`, moved to the nearest element of an axis unless it is there for certain."""
+    return index if below(index, extent, ranges) else tirx.max(tirx.min(index, extent - 1), 0)
 
 
 def load(window: Window, source: Any, target: Any, slots: int, places: Sequence[Any], at: Any) -> None:
