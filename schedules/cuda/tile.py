@@ -7,6 +7,9 @@ from typing import Any
 from tilegen.schedules.rule import Decide, Gpu
 
 WARPS = (1, 2, 4, 8)
+PARTS = (1, 2, 4, 8)
+NARROWEST = 32
+"""Columns of a result that are worth a block of their own: what all parts need is computed by each of them."""
 
 
 class Tile:
@@ -20,9 +23,18 @@ class Tile:
         return bool(kernel.pattern == "tile")
 
     def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
-        """A warp for every 16 rows of the tallest product, four by default: a row of a tile then lies within one warp."""
-        made = {"warps": decide("warps", WARPS, 4)}
-        if kernel.walked is not None:
+        """Warps of a block; parts of the results; whether a walk fetches ahead.
+
+        A walk has a block for every sequence and head, which rarely fill the card: they share out their results, and take
+        more warps to hide what one step waits for.
+        """
+        walks = kernel.walked is not None
+        made = {"warps": decide("warps", WARPS, 8 if walks else 4)}
+        extent = kernel.shared_axis()
+        parts = [n for n in PARTS if extent % (16 * n) == 0] or [1]
+        fair = [n for n in parts if extent // n >= (NARROWEST if extent <= 2 * NARROWEST else 2 * NARROWEST)] or [1]
+        made["parts"] = decide("parts", parts, max(fair) if walks else 1)
+        if walks:
             made["prefetch"] = decide("prefetch", (0, 1), 1)
         return made
 

@@ -34,7 +34,7 @@ class TileKernel(Kernel):
         """The extent of the widest axis of the results that blocks can share out; 1 when there is none."""
         from tilegen.plan.gpu.program import Program
 
-        found = Program(self, self.memory, 1, None).cuts()
+        found = Program(self, self.memory, 1, None).cuts
         return 1 if found is None else found[1]
 
     def joins(self, needs: Cone) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import networkx
 from tvm import ir, sym, te, tirx
 
 from tilegen.errors import PlanError
@@ -23,7 +24,7 @@ from tilegen.expression.walkers import call_name, const_int, factors, find, is_l
 from tilegen.plan import stages
 from tilegen.plan.access import scan_reads, stage_reads
 from tilegen.plan.frames import outer_rank
-from tilegen.plan.gpu.layout import Layout, layout
+from tilegen.plan.gpu.layout import PAD, Layout, layout
 from tilegen.plan.tiles import TileKernel
 
 Way = Literal["flat", "fragment", "rows", "rowstat", "contract"]
@@ -56,7 +57,9 @@ class Node:
     ----------
     role : "load" (reads memory alone), "map", "reduce", "scan" (inside the tile), "state" (carried along the walk), "emit", "fused"
         (a product that a state accumulates).
-    own, over : variables of its inner axes and of its reduced axes; extents : of both.
+    own, over : variables of its inner axes and of its reduced axes.
+    extents : of its inner axes, as far as one block computes them.
+    cut : the inner axis of which a block computes only a part (see `Program.cuts`), or None.
     """
 
     tensor: te.Tensor
@@ -70,6 +73,7 @@ class Node:
     operands: tuple[Operand, Operand] | None = None
     position: int = 0
     from_memory: bool = False
+    cut: int | None = None
 
     @property
     def name(self) -> str:
@@ -91,8 +95,8 @@ class Held:
 class Program:
     """The nests of one step of a tile kernel, in order, and where each held stage lives."""
 
-    def __init__(self, kernel: TileKernel, memory: set[te.Tensor], warps: int, narrow: str | None):
-        self.kernel, self.memory, self.warps, self.narrow = kernel, memory, warps, narrow
+    def __init__(self, kernel: TileKernel, memory: set[te.Tensor], warps: int, narrow: str | None, parts: int = 1):
+        self.kernel, self.memory, self.warps, self.narrow, self.parts = kernel, memory, warps, narrow, parts
         self.rank = len(kernel.space)
         self.analyzer = sym.Analyzer()
         self.outer = [tirx.Var(f"o{k}", "int32") for k in range(self.rank)]
@@ -102,6 +106,9 @@ class Program:
         self.emits: list[Node] = []
         self._hold()
         self._order()
+        self.cuts = self._cuts()
+        if parts > 1:
+            self._cut()
         # A result may read a state that only follows later in the order: as many passes as it takes.
         for _ in range(3):
             for node in self.steps:
@@ -270,6 +277,52 @@ class Program:
         self.steps = [*done, *waiting, *last]
         for k, node in enumerate(self.steps):
             node.position = k
+
+    # ---------------------------------------------------------------- parts
+
+    def _cuts(self) -> tuple[dict[int, int], int] | None:
+        """The widest axis of the results that no stage reduces over, so that blocks can share it out.
+
+        Returns
+        -------
+        The axis of every nest that has it, by position, and its extent; None when there is no such axis.
+        """
+        known = networkx.utils.UnionFind()
+        bad: list[Any] = []
+        for node in self.steps:
+            keys = {var: (node.position, k) for k, var in enumerate(node.own)}
+            keys |= {var: (node.position, "over", k) for k, var in enumerate(node.over)}
+            bad += [key for key in keys.values() if key[1] == "over"]
+            if node.role == "scan":
+                bad.append((node.position, scan_spec(node.tensor.op).axis - self.rank))
+            for read in node.reads:
+                place = self.nodes[read.source].position
+                for k, index in enumerate(read.at):
+                    var = next((v for v in keys if hasattr(index, "same_as") and index.same_as(v)), None)
+                    if var is None:
+                        bad.append((place, k))
+                    else:
+                        known.union((place, k), keys[var])
+        forbidden = {known[key] for key in bad}
+        found: list[tuple[int, dict[int, int]]] = []
+        first = self.emits[0]
+        for k, extent in enumerate(first.extents):
+            group = known[first.position, k]
+            members = [(n, axis) for n in self.steps for axis in range(len(n.extents)) if known[n.position, axis] == group]
+            axes = {n.position: axis for n, axis in members}
+            alike = len(axes) == len(members) and all(n.extents[axis] == extent for n, axis in members)
+            if group not in forbidden and alike and all(e.position in axes for e in self.emits):
+                found.append((extent, axes))
+        return None if not found else (lambda best: (best[1], best[0]))(max(found, key=lambda f: f[0]))
+
+    def _cut(self) -> None:
+        cuts = self.cuts
+        if cuts is None or cuts[1] % (PAD * self.parts):
+            raise PlanError(f"kernel '{self.kernel.name}' cannot be shared out over {self.parts} parts; choose 1")
+        for node in self.steps:
+            if node.position in cuts[0]:
+                node.cut = cuts[0][node.position]
+                node.extents = [n // self.parts if k == node.cut else n for k, n in enumerate(node.extents)]
 
     # ---------------------------------------------------------------- how each is computed
 

@@ -46,7 +46,10 @@ Registers = tuple[Any, Any, Any, Any]
 
 
 def lower_tile(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
-    """Emit a tile kernel; decisions: `warps` of a block, `prefetch` (0 or 1) for kernels that walk."""
+    """Emit a tile kernel.
+
+    Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` (0 or 1) in a walk.
+    """
     assert isinstance(kernel, TileKernel)
     TileEmitter(kernel, buffers, decisions, gpu, math).emit()
 
@@ -66,7 +69,7 @@ class TileEmitter:
         self.warps, self.prefetch = int(decisions["warps"]), bool(decisions.get("prefetch", 1)) and kernel.walked is not None
         self.threads = self.warps * WARP
         self.narrow = narrow_dtype(list(buffers))
-        self.program = Program(kernel, set(self.memory), self.warps, self.narrow)
+        self.program = Program(kernel, set(self.memory), self.warps, self.narrow, int(decisions.get("parts", 1)))
         self.rank = len(kernel.space)
         self.parallel = [k for k in range(self.rank) if k != kernel.walked]
         self.analyzer = sym.Analyzer()
@@ -111,8 +114,11 @@ class TileEmitter:
         blocks: Any = None
         for k in self.parallel:
             blocks = kernel.space[k] if blocks is None else blocks * kernel.space[k]
-        with launch([blocks if blocks is not None else 1], self.threads) as ((block,), thread):
+        parts = self.program.parts
+        grid = [blocks if blocks is not None else 1, *([parts] if parts > 1 else [])]
+        with launch(grid, self.threads) as ((block, *part), thread):
             self.thread = thread
+            self.part = part[0] if part else None
             self.analyzer.bind(thread, ir.Range(0, self.threads))
             self.arena.open(list(self.homes.values()))
             self.outer: list[Any] = [None] * self.rank
@@ -222,10 +228,31 @@ class TileEmitter:
     def _writes(self, node: Node) -> list[Shared]:
         return [s for (t, _), s in self.homes.items() if t is node.tensor or t.same_as(node.tensor)]
 
+    def _whole(self, node: Node, inner: Sequence[Any]) -> list[Any]:
+        """The place in the stage of a place in this block's part of it."""
+        if node.cut is None:
+            return list(inner)
+        extent = node.extents[node.cut]
+        shift = self.part * extent
+        return [self._let("whole", i + shift, extent * self.program.parts) if k == node.cut else i for k, i in enumerate(inner)]
+
+    def _own(self, node: Node, inner: Sequence[Any]) -> list[Any]:
+        """The place in this block's part of a place in the stage."""
+        if node.cut is None:
+            return list(inner)
+        shift = self.part * node.extents[node.cut]
+        return [self.analyzer.simplify(i - shift) if k == node.cut else i for k, i in enumerate(inner)]
+
     # ---------------------------------------------------------------- values
 
-    def _values(self, inner: Sequence[Any], layout: Layout | None = None, at: Registers | None = None, column: bool = True, inline: bool = False) -> Values:
-        """Values at inner point `inner`; in `layout`, the thread's element at register dims `at`."""
+    def _values(self, node: Node, inner: Sequence[Any], at: Registers | None = None) -> Values:
+        """Values at a point of a nest; with `at`, at the thread's element at these register dims of the nest's layout."""
+        return self._values_at(self._whole(node, inner), node.layout if at is not None else None, at, node.way != "rows")
+
+    def _values_at(
+        self, inner: Sequence[Any], layout: Layout | None = None, at: Registers | None = None, column: bool = True, inline: bool = False
+    ) -> Values:
+        """Values at inner point `inner` of the stages; `column` says whether the point has one."""
 
         def find(tensor: te.Tensor, indices: list[Any]) -> Any:
             held = self.program.held.get(tensor)
@@ -255,7 +282,7 @@ class TileEmitter:
     ) -> Any:
         node, tensor = held.node, held.node.tensor
         if when == "earlier":
-            return self._load_shared(self.homes[tensor, "earlier"], inner)
+            return self._load_shared(self.homes[tensor, "earlier"], self._own(node, inner))
         if held.registers and layout is not None and at is not None and node.layout is not None:
             if node.way in ("rows", "rowstat"):
                 if node.layout.same_rows(layout) and len(inner) == 1 and stages.equal(inner[0], point[0]):
@@ -265,7 +292,7 @@ class TileEmitter:
         for kind in ("wide", "narrow"):
             shared = self.homes.get((tensor, kind))
             if shared is not None:
-                value = self._load_shared(shared, inner)
+                value = self._load_shared(shared, self._own(node, inner))
                 return value.astype(str(tensor.dtype)) if shared.dtype != str(tensor.dtype) else value
         raise PlanError(f"kernel '{self.kernel.name}': nest reads '{tensor.op.name}' where it is not held")
 
@@ -333,10 +360,12 @@ class TileEmitter:
         return tuple(padded(n) for n in node.extents) if len(node.extents) == 2 else tuple(node.extents)
 
     def _load_value(self, node: Node, inner: Sequence[Any]) -> Any:
-        values = self._values(inner, inline=True)
+        if node.cut is not None:
+            shift = self.part * node.extents[node.cut]
+            inner = [i + shift if k == node.cut else i for k, i in enumerate(inner)]
         if node.from_memory:
             return self.memory[node.tensor][(*self.outer, *inner)]
-        return values.compute(node.tensor)
+        return self._values_at(inner, inline=True).compute(node.tensor)
 
     def _runs(self, node: Node) -> tuple[int, int]:
         """(elements of a run, rounds) in which the block loads a tile."""
@@ -522,7 +551,7 @@ class TileEmitter:
             if guard is not None and clear:
                 T.buffer_store(target, tirx.const(0, str(target.dtype)), [register])
             with self._if(guard):
-                T.buffer_store(target, value(self._values([row, column], layout, at), at), [register])
+                T.buffer_store(target, value(self._values(node, [row, column], at), at), [register])
 
     def _row_map(self, node: Node) -> None:
         layout = node.layout
@@ -534,7 +563,7 @@ class TileEmitter:
             if guard is not None:
                 T.buffer_store(target, tirx.const(0, str(target.dtype)), [layout.row_register(at)])
             with self._if(guard):
-                values = self._values([row], layout, at, column=False)
+                values = self._values(node, [row], at)
                 T.buffer_store(target, values.compute(node.tensor), [layout.row_register(at)])
 
     def _row_statistic(self, node: Node) -> None:
@@ -549,8 +578,8 @@ class TileEmitter:
         with self._over(layout) as (at, row, column):
             register = layout.row_register(at)
             with self._if(self._guard(layout, extents, row, column)):
-                values = self._values([row, column], layout, at)
-                values.point = [*self.outer, row]
+                values = self._values(node, [row, column], at)
+                *values.point, column = values.point
                 T.buffer_store(target, values.reduce_value(node.tensor, [column], target[(register,)]), [register])
         for mask in layout.row_lanes:
             with T.unroll(0, layout.row_size) as r:
@@ -578,7 +607,7 @@ class TileEmitter:
         self.arena.use(self._used(node), self._writes(node))
         self._clear(node)
         with self._flat(node.extents) as inner:
-            self._store(node, self._values(inner).compute(node.tensor), inner)
+            self._store(node, self._values(node, inner).compute(node.tensor), inner)
 
     def _flat_reduce(self, node: Node) -> None:
         """One thread an element of the result, the reduced axes in order."""
@@ -593,7 +622,7 @@ class TileEmitter:
                 steps = [stack.enter_context(T.serial(0, n)) for n in over]
                 for var, n in zip(steps, over, strict=True):
                     self.analyzer.bind(var, ir.Range(0, n))
-                values = self._values(inner)
+                values = self._values(node, inner)
                 T.buffer_store(total, values.reduce_value(node.tensor, steps, total[(0,)]), [0])
             self._store(node, total[(0,)], inner)
 
@@ -616,8 +645,8 @@ class TileEmitter:
                 inner.insert(axis, at)
                 last = list(inner)
                 last[axis] = at + 1 if spec.reverse else at - 1
-                values = self._values(inner)
-                here, there = [*self.outer, *inner], [*self.outer, *last]
+                values = self._values(node, inner)
+                here, there = list(values.point), [*self.outer, *self._whole(node, last)]
                 value = values.scan_value(scan, sources, here, there, step == 0, _Before(before))
                 T.buffer_store(before, value, [0])
                 self._store(node, before[(0,)], inner)
@@ -634,9 +663,9 @@ class TileEmitter:
             if initial is None:
                 return nothing
             outer = [o for k, o in enumerate(self.outer) if k != self.kernel.walked]
-            values = self._values(inner)
-            values.point = [*outer, *inner]
-            return values.value_at(initial, [*outer, *inner])
+            values = self._values(node, inner)
+            values.point = [*outer, *values.point[self.rank :]]
+            return values.value_at(initial, list(values.point))
 
         held = self.program.held[scan]
         if node.way == "fragment":
@@ -671,10 +700,9 @@ class TileEmitter:
                 zero = sources["x"] if fused else None
 
                 def moved(values: Values, at: Any) -> Any:
-                    inner = values.point[self.rank :]
                     if zero is not None:
                         values.held = _without(values.held, zero)
-                    return values.walk_value(scan, sources, [*self.outer, *inner], target[(layout.register(at),)])
+                    return values.walk_value(scan, sources, list(values.point), target[(layout.register(at),)])
 
                 self._each(node, target, moved, clear=False)
             if fused:
@@ -685,8 +713,9 @@ class TileEmitter:
         shared = self.homes.get((scan, "wide")) or self.homes[scan, "narrow"]
         with self._flat(node.extents or [1]) as points:
             inner = points if node.extents else []
-            values = self._values(inner)
-            self._store(node, values.walk_value(scan, sources, [*self.outer, *inner], self._load_shared(shared, inner or points)), inner or points)
+            values = self._values(node, inner)
+            before = self._load_shared(shared, inner or points)
+            self._store(node, values.walk_value(scan, sources, list(values.point), before), inner or points)
 
     def _keep_earlier(self, node: Node) -> None:
         """A copy of the state before it moves on, for stages that read the step before."""
@@ -712,8 +741,8 @@ class TileEmitter:
         self.arena.use(self._used(node), [])
         self.fixed = {axis: place for axis, place in frame.fixed.items()}
 
-        def store(inner: list[Any], values: Values, padding: Any) -> None:
-            indices = frame.indices(list(self.outer), inner)
+        def store(values: Values, padding: Any) -> None:
+            indices = frame.indices(list(self.outer), values.point[self.rank :])
             guards = [g for g in frame.guards(tensor, list(self.outer), indices) if not self.analyzer.can_prove(g)]
             guard = conjunction([*([padding] if padding is not None else []), *guards])
             with self._if(guard):
@@ -725,17 +754,17 @@ class TileEmitter:
             layout = node.layout
             assert layout is not None
             with self._over(layout) as (at, row, column):
-                store([row, column], self._values([row, column], layout, at), self._guard(layout, node.extents, row, column))
+                store(self._values(node, [row, column], at), self._guard(layout, node.extents, row, column))
         elif node.way == "rows":
             layout = node.layout
             assert layout is not None
             with self._over(layout, rows_only=True) as (at, row, _):
                 padding = conjunction([g for g in (self._guard(layout, node.extents, row), self._leads(layout)) if g is not None])
-                store([row], self._values([row], layout, at, column=False), padding)
+                store(self._values(node, [row], at), padding)
         else:
             with self._flat(node.extents or [1]) as points:
                 inner = points if node.extents else []
-                store(inner, self._values(inner), None)
+                store(self._values(node, inner), None)
         self.fixed = {}
 
 
