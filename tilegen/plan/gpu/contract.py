@@ -34,7 +34,9 @@ class InRegisters:
     layout: Layout
 
 
-def on_tensor_cores(layout: Layout, left: InShared | InRegisters, right: InShared, into: Any, steps: int, dtype: str, thread: Any) -> None:
+def on_tensor_cores(
+    layout: Layout, left: InShared | InRegisters, right: InShared, into: Any, steps: int, dtype: str, thread: Any
+) -> None:
     """``into += left right`` over `steps` contracted elements, padding included zeros in both operands."""
     blocks, columns, _, _ = layout.dims
     lane = tirx.truncmod(thread, WARP)

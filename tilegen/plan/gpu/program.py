@@ -12,73 +12,21 @@ a `Layout`), in shared memory, or both; which, follows from where they are read:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import networkx
-from tvm import ir, sym, te, tirx
+from tvm import te
 
 from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
-from tilegen.expression.walkers import call_name, const_int, factors, find, is_load, load_indices, load_tensor, prim, substitute
+from tilegen.expression.walkers import call_name, const_int, is_load, load_tensor, prim
 from tilegen.plan import stages
-from tilegen.plan.access import scan_reads, stage_reads
-from tilegen.plan.frames import outer_rank
-from tilegen.plan.gpu.layout import PAD, Layout, layout
+from tilegen.plan.gpu.holding import Holding, Node, Operand, Read
+from tilegen.plan.gpu.layout import PAD, layout
 from tilegen.plan.tiles import TileKernel
 
-Way = Literal["flat", "fragment", "rows", "rowstat", "contract"]
-COSTLY = {"exp", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "pow", "erf"}
 NARROW = {"float16", "bfloat16"}
-
-
-@dataclass(frozen=True)
-class Read:
-    """A read of a held stage: its inner indices in the reader's variables, and whether it is the step before."""
-
-    source: te.Tensor
-    at: tuple[Any, ...]
-    earlier: bool = False
-
-
-@dataclass(frozen=True)
-class Operand:
-    """One side of a contraction; `turned` when the contracted axis comes first in the stage."""
-
-    source: te.Tensor
-    turned: bool
-
-
-@dataclass(eq=False)
-class Node:
-    """One nest of the program.
-
-    Parameters
-    ----------
-    role : "load" (reads memory alone), "map", "reduce", "scan" (inside the tile), "state" (carried along the walk), "emit", "fused"
-        (a product that a state accumulates).
-    own, over : variables of its inner axes and of its reduced axes.
-    extents : of its inner axes, as far as one block computes them.
-    cut : the inner axis of which a block computes only a part (see `Program.cuts`), or None.
-    """
-
-    tensor: te.Tensor
-    role: str
-    own: list[Any]
-    extents: list[int]
-    over: list[Any] = field(default_factory=list)
-    reads: list[Read] = field(default_factory=list)
-    way: Way = "flat"
-    layout: Layout | None = None
-    operands: tuple[Operand, Operand] | None = None
-    position: int = 0
-    from_memory: bool = False
-    cut: int | None = None
-
-    @property
-    def name(self) -> str:
-        """For generated code."""
-        return str(self.tensor.op.name).replace(".", "_")
 
 
 @dataclass(eq=False)
@@ -92,19 +40,12 @@ class Held:
     earlier: bool = False
 
 
-class Program:
+class Program(Holding):
     """The nests of one step of a tile kernel, in order, and where each held stage lives."""
 
     def __init__(self, kernel: TileKernel, memory: set[te.Tensor], warps: int, narrow: str | None, parts: int = 1):
-        self.kernel, self.memory, self.warps, self.narrow, self.parts = kernel, memory, warps, narrow, parts
-        self.rank = len(kernel.space)
-        self.analyzer = sym.Analyzer()
-        self.outer = [tirx.Var(f"o{k}", "int32") for k in range(self.rank)]
-        for var, extent in zip(self.outer, kernel.space, strict=True):
-            self.analyzer.bind(var, ir.Range(0, extent))
-        self.nodes: dict[te.Tensor, Node] = {}
-        self.emits: list[Node] = []
-        self._hold()
+        super().__init__(kernel, memory)
+        self.warps, self.narrow, self.parts = warps, narrow, parts
         self._order()
         self.cuts = self._cuts()
         if parts > 1:
@@ -117,144 +58,6 @@ class Program:
         self.held = {tensor: Held(node) for tensor, node in self.nodes.items()}
         self._home()
 
-    # ---------------------------------------------------------------- which stages are held
-
-    def _hold(self) -> None:
-        kernel = self.kernel
-        self.operands: dict[te.Tensor, tuple[Operand, Operand]] = {}
-        kept = [*kernel.locals, *kernel.anchors]
-        for tensor in kernel.locals:
-            found = self._contraction(tensor)
-            if found:
-                self.operands[tensor] = found
-                kept += [side.source for side in found if side.source not in kept]
-        # A state whose step is computed point by point from a tile takes that tile as it is.
-        while True:
-            self.nodes = {}
-            self.direct: dict[te.Tensor, set[Any]] = {}
-            self.keep = set(kept)
-            for tensor in kept:
-                self.nodes[tensor] = self._node(tensor)
-            self.emits = [self._emit(tensor) for tensor in kernel.emits]
-            more = [
-                t for t, readers in self.direct.items() if len(readers) > 1 and t not in self.keep and _costly(t) and len(self.inner(t)) <= 2
-            ]
-            if not more:
-                return
-            kept += more
-
-    def inner(self, tensor: te.Tensor) -> list[int]:
-        """The extents inside the tile."""
-        return [int(const_int(n)) for n in list(tensor.shape)[self.rank :]]
-
-    def tiled(self, tensor: te.Tensor) -> bool:
-        """Whether a stage has one tile for every outer point of the kernel."""
-        return outer_rank(tensor) == self.rank and stages.same_extents(list(tensor.shape)[: self.rank], self.kernel.space)
-
-    def _contraction(self, tensor: te.Tensor) -> tuple[Operand, Operand] | None:
-        """The operands of a sum of products over one axis with a two-dimensional result, else None."""
-        if stages.kind(tensor) != "reduce" or stages.reduction(tensor) != "sum" or len(self.inner(tensor)) != 2:
-            return None
-        over, parts = stages.reduce_axes(tensor), factors(stages.body(tensor))
-        if len(over) != 1 or len(parts) != 2 or not all(is_load(p) for p in parts):
-            return None
-        own, step = stages.axes(tensor), over[0].var
-        rows, columns = own[self.rank :]
-        sides: dict[int, Operand] = {}
-        for part in parts:
-            source, at = load_tensor(part), load_indices(part)
-            if not self.tiled(source) or len(at) != self.rank + 2 or not all(a.same_as(b) for a, b in zip(at, own[: self.rank], strict=False)):
-                return None
-            if scan_spec(source.op) is None and stages.kind(source) == "reduce" and source not in self.kernel.locals and source not in self.memory:
-                return None
-            a, b = at[self.rank :]
-            for k, free in enumerate((rows, columns)):
-                if isinstance(a, tirx.Var) and isinstance(b, tirx.Var) and {a, b} == {free, step}:
-                    sides[k] = Operand(source, a.same_as(step))
-        return (sides[0], sides[1]) if len(sides) == 2 else None
-
-    def _fresh(self, extents: list[int], prefix: str) -> list[Any]:
-        found = [tirx.Var(f"{prefix}{k}", "int32") for k in range(len(extents))]
-        for var, extent in zip(found, extents, strict=True):
-            self.analyzer.bind(var, ir.Range(0, extent))
-        return found
-
-    def _node(self, tensor: te.Tensor) -> Node:
-        extents, kind = self.inner(tensor), stages.kind(tensor)
-        own = self._fresh(extents, "i")
-        if tensor in self.memory and tensor not in self.kernel.locals and tensor not in self.kernel.anchors:
-            return Node(tensor, "load", own, extents, from_memory=True)
-        if kind == "reduce":
-            over = self._fresh([int(const_int(a.dom.extent)) for a in stages.reduce_axes(tensor)], "r")
-            node = Node(tensor, "reduce", own, extents, over)
-            mapping = dict(zip(stages.axes(tensor), [*self.outer, *own], strict=True))
-            mapping |= {axis.var: var for axis, var in zip(stages.reduce_axes(tensor), over, strict=True)}
-            self._follow(node, [(t, [substitute(i, mapping) for i in at]) for t, at in stage_reads(tensor, list(stages.axes(tensor)))])
-            return node
-        if kind == "scan":
-            node = Node(tensor, "state" if tensor in self.kernel.anchors else "scan", own, extents)
-            reads = scan_reads(tensor, [*self.outer, *own])
-            initial = scan_inputs(tensor.op).get("initial")
-            if node.role == "state":
-                reads = [(t, at) for t, at in reads if t is not initial]
-            self._follow(node, reads)
-            return node
-        node = Node(tensor, "map", own, extents)
-        self._follow(node, stage_reads(tensor, [*self.outer, *own]))
-        if not node.reads:
-            node.role = "load"
-        return node
-
-    def _emit(self, tensor: te.Tensor) -> Node:
-        frame = self.kernel.frames[tensor]
-        extents = [int(const_int(n)) for n in frame.inner_extents(tensor)]
-        node = Node(tensor, "emit", self._fresh(extents, "w"), extents)
-        self.fixed = {axis: place for axis, place in frame.fixed.items()}
-        indices = frame.indices(list(self.outer), list(node.own))
-        if tensor in self.keep:
-            self._follow(node, [(tensor, indices)])
-        else:
-            self._follow(node, stage_reads(tensor, indices))
-        self.fixed = {}
-        return node
-
-    fixed: dict[int, Any] = {}
-
-    def _follow(self, node: Node, reads: list[tuple[te.Tensor, list[Any]]]) -> None:
-        """Record what `node` reads of held stages, through everything that is computed where it is read."""
-        stack: list[tuple[Any, te.Tensor, list[Any]]] = [(node, t, at) for t, at in reads]
-        seen: set[str] = set()
-        while stack:
-            reader, tensor, at = stack.pop()
-            at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in at]
-            key = f"{hash(tensor)} {at}"
-            if tensor in self.keep:
-                place = self.aligned(tensor, at)
-                if place is not None:
-                    node.reads.append(Read(tensor, tuple(at[self.rank :]), place == "earlier"))
-                    continue
-            if stages.kind(tensor) == "map" and tensor not in self.memory:
-                if self.tiled(tensor) and self.aligned(tensor, at):
-                    self.direct.setdefault(tensor, set()).add(reader)
-                if key not in seen:
-                    seen.add(key)
-                    stack += [(tensor, t, i) for t, i in stage_reads(tensor, at)]
-            elif tensor not in self.memory:
-                raise PlanError(f"kernel '{self.kernel.name}' needs stage '{tensor.op.name}', which no kernel before it writes")
-
-    def aligned(self, tensor: te.Tensor, at: list[Any]) -> str | None:
-        """ "here" for a read at the kernel's own outer point, "earlier" for the step before of a state, else None."""
-        spec, walked = scan_spec(tensor.op), self.kernel.walked
-        found = "here"
-        for k in range(self.rank):
-            if stages.equal(at[k], self.outer[k]) or (k in self.fixed and stages.equal(at[k], self.fixed[k])):
-                continue
-            before = self.outer[k] + 1 if self.kernel.reverse else self.outer[k] - 1
-            if k != walked or spec is None or tensor not in self.kernel.anchors or not stages.equal(at[k], before):
-                return None
-            found = "earlier"
-        return found
-
     # ---------------------------------------------------------------- order
 
     def _order(self) -> None:
@@ -262,7 +65,9 @@ class Program:
         order = self.kernel.order
         late = {t for t in self.kernel.anchors if scan_spec(t.op).exclusive}
         first = sorted((n for n in self.nodes.values() if n.role == "load"), key=lambda n: order[n.tensor])
-        middle = sorted((n for n in self.nodes.values() if n.role != "load" and n.tensor not in late), key=lambda n: order[n.tensor])
+        middle = sorted(
+            (n for n in self.nodes.values() if n.role != "load" and n.tensor not in late), key=lambda n: order[n.tensor]
+        )
         last = sorted((self.nodes[t] for t in late), key=lambda n: order[n.tensor])
         steps = [*first, *middle]
         waiting = list(self.emits)
@@ -399,9 +204,7 @@ class Program:
 
     def _share(self, tensor: te.Tensor, operand: bool) -> None:
         held = self.held[tensor]
-        if operand and self.narrow is not None:
-            held.narrow = True
-        elif held.node.role == "load" and self.narrow is not None and self.exact(tensor):
+        if (operand and self.narrow is not None) or (held.node.role == "load" and self.narrow is not None and self.exact(tensor)):
             held.narrow = True
         else:
             held.wide = True
@@ -442,8 +245,3 @@ def _is(at: tuple[Any, ...], point: tuple[Any, ...]) -> bool:
 def _is_zero(expr: Any) -> bool:
     value = getattr(expr, "value", None)
     return isinstance(value, (int, float)) and float(value) == 0.0
-
-
-def _costly(tensor: te.Tensor) -> bool:
-    body = stages.body(tensor)
-    return bool(find(body, lambda e: call_name(e) in COSTLY or isinstance(e, prim.Div)))

@@ -101,7 +101,11 @@ class Arena:
         for shared in buffers:
             width = dtype_bytes(shared.dtype)
             shared.buffer = T.decl_buffer(
-                [shared.nbytes // width], shared.dtype, data=self.base.data, elem_offset=shared.offset // width, scope="shared.dyn"
+                [shared.nbytes // width],
+                shared.dtype,
+                data=self.base.data,
+                elem_offset=shared.offset // width,
+                scope="shared.dyn",
             )
             IRBuilder.name(shared.name, shared.buffer)
 

@@ -25,7 +25,14 @@ class Values(Evaluator):
     """
 
     def __init__(
-        self, kernel: Kernel, memory: Mapping[te.Tensor, Any], math: MathRule, point: Sequence[Any], analyzer: Any, held: Find, inline: bool
+        self,
+        kernel: Kernel,
+        memory: Mapping[te.Tensor, Any],
+        math: MathRule,
+        point: Sequence[Any],
+        analyzer: Any,
+        held: Find,
+        inline: bool,
     ):
         super().__init__(kernel, memory, math, point, None, {})
         self.analyzer, self.held, self.inline = analyzer, held, inline

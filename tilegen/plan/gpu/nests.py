@@ -1,0 +1,215 @@
+"""The nests of one step of a tile kernel: tiles and row vectors in registers, everything else in shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tvm import ir, tirx
+from tvm.tirx.script.builder import ir as T
+
+from tilegen.expression.scan import scan_inputs, scan_spec
+from tilegen.expression.walkers import conjunction, const_int
+from tilegen.plan import stages
+from tilegen.plan.evaluate import combine, identity
+from tilegen.plan.gpu import contract
+from tilegen.plan.gpu.func import WARP
+from tilegen.plan.gpu.layout import Layout
+from tilegen.plan.gpu.loading import Loading
+from tilegen.plan.gpu.program import Held, Node
+from tilegen.plan.gpu.values import Values, rounded
+
+
+class Nests(Loading):
+    """A block that computes its stages."""
+
+    def _share(self, held: Held) -> None:
+        """Copies of what is in registers that others read from shared memory."""
+        node, tensor = held.node, held.node.tensor
+        homes = [s for kind in ("wide", "narrow") if (s := self._home(tensor, kind)) is not None]
+        if not held.registers or not homes or node.layout is None:
+            return
+        self.arena.use([], homes)
+        layout, source = node.layout, self.registers[tensor]
+        if node.way in ("rows", "rowstat"):
+            with (
+                self._over(layout, rows_only=True) as (at, row, _),
+                self._if(conjunction([row < node.extents[0], self._leads(layout)])),
+            ):
+                for shared in homes:
+                    T.buffer_store(shared.buffer, rounded(source[(layout.row_register(at),)], shared.dtype), [shared.flat([row])])
+            return
+        a, b, c, d = layout.dims
+        for shared in homes:
+            with ExitStack() as stack:
+                at = [tirx.const(0, "int32") if n == 1 else stack.enter_context(T.unroll(0, n)) for n in (a, b, c)]
+                row, first = layout.place(self.thread, (at[0], at[1], at[2], tirx.const(0, "int32")))
+                limits = zip((row, first), layout.extents, shared.shape, strict=True)
+                stack.enter_context(self._if(conjunction([i < n for i, held, n in limits if held > n])))
+                e = tirx.const(0, "int32") if d == 1 else stack.enter_context(T.vectorized(0, d))
+                value = rounded(source[(layout.register((at[0], at[1], at[2], e)),)], shared.dtype)
+                T.buffer_store(shared.buffer, value, [shared.flat([row, first + e])])
+
+    def _leads(self, layout: Layout) -> Any:
+        """Whether this thread speaks for its rows: the first of the lanes that hold them."""
+        width = 4 if layout.tensor else 16
+        first = tirx.truncmod(self.thread, width) == 0
+        if layout.tensor and layout.across > 1:
+            return tirx.all(first, layout.first_column(self.thread) == 0)
+        return first
+
+    def _contract(self, node: Node, fresh: bool, into: Any = None) -> None:
+        layout, operands = node.layout, node.operands
+        assert layout is not None and operands is not None
+        target = self.registers[node.tensor] if into is None else into
+        sides: list[Any] = []
+        for k, side in enumerate(operands):
+            if k == 0 and self.program.in_registers(node, side):
+                sides.append(contract.InRegisters(self.registers[side.source], self.program.nodes[side.source].layout))
+            else:
+                kind = "narrow" if self.narrow is not None else "wide"
+                sides.append(contract.InShared(self.homes[side.source, kind], side.turned))
+        self.arena.use([s.shared for s in sides if isinstance(s, contract.InShared)], [])
+        steps = self._contracted(node)
+        if fresh:
+            with T.unroll(0, layout.size) as r:
+                T.buffer_store(target, tirx.const(0, str(node.tensor.dtype)), [r])
+        if self.narrow is not None:
+            contract.on_tensor_cores(layout, sides[0], sides[1], target, steps, self.narrow, self.thread)
+        else:
+            contract.on_threads(layout, sides[0], sides[1], target, steps, str(node.tensor.dtype), self.thread)
+
+    def _contracted(self, node: Node) -> int:
+        """The extent of the contracted axis."""
+        side = (node.operands or ())[1]
+        extents = self.program.nodes[side.source].extents
+        return extents[0] if side.turned else extents[1]
+
+    def _fragment_map(self, node: Node) -> None:
+        self.arena.use(self._used(node), [])
+        self._each(node, self.registers[node.tensor], lambda values, _: values.compute(node.tensor))
+
+    def _each(self, node: Node, target: Any, value: Callable[[Values, Any], Any], clear: bool = True) -> None:
+        """Every element of a tile in registers; padding becomes 0, or stays so."""
+        layout = node.layout
+        assert layout is not None
+        with self._over(layout) as (at, row, column):
+            register = layout.register(at)
+            guard = self._guard(layout, node.extents, row, column)
+            if guard is not None and clear:
+                T.buffer_store(target, tirx.const(0, str(target.dtype)), [register])
+            with self._if(guard):
+                T.buffer_store(target, value(self._values(node, [row, column], at), at), [register])
+
+    def _row_map(self, node: Node) -> None:
+        layout = node.layout
+        assert layout is not None
+        self.arena.use(self._used(node), [])
+        target = self.registers[node.tensor]
+        with self._over(layout, rows_only=True) as (at, row, _):
+            guard = self._guard(layout, node.extents, row)
+            if guard is not None:
+                T.buffer_store(target, tirx.const(0, str(target.dtype)), [layout.row_register(at)])
+            with self._if(guard):
+                values = self._values(node, [row], at)
+                T.buffer_store(target, values.compute(node.tensor), [layout.row_register(at)])
+
+    def _row_statistic(self, node: Node) -> None:
+        """A sum, maximum or minimum over the columns of a tile in registers; all lanes of a row end with it."""
+        layout, kind, dtype = node.layout, stages.reduction(node.tensor), str(node.tensor.dtype)
+        assert layout is not None
+        self.arena.use(self._used(node), [])
+        target = self.registers[node.tensor]
+        with T.unroll(0, layout.row_size) as r:
+            T.buffer_store(target, identity(kind, dtype), [r])
+        extents = [node.extents[0], layout.columns]
+        with self._over(layout) as (at, row, column):
+            register = layout.row_register(at)
+            with self._if(self._guard(layout, extents, row, column)):
+                values = self._values(node, [row, column], at)
+                *values.point, column = values.point
+                T.buffer_store(target, values.reduce_value(node.tensor, [column], target[(register,)]), [register])
+        for mask in layout.row_lanes:
+            with T.unroll(0, layout.row_size) as r:
+                other = T.tvm_warp_shuffle_xor(tirx.const(0xFFFFFFFF, "uint32"), target[(r,)], mask, WARP, WARP)
+                T.buffer_store(target, combine(kind, target[(r,)], other), [r])
+
+    # ---------------------------------------------------------------- shared memory alone
+
+    def _store(self, node: Node, value: Any, inner: Sequence[Any]) -> None:
+        for kind in ("wide", "narrow"):
+            shared = self._home(node.tensor, kind)
+            if shared is not None:
+                T.buffer_store(shared.buffer, rounded(value, shared.dtype), [shared.flat(list(inner))])
+
+    def _clear(self, node: Node) -> None:
+        """Zeros in the padding of an operand's tile."""
+        narrow = self._home(node.tensor, "narrow") or self._home(node.tensor, "wide")
+        if narrow is None or len(node.extents) != 2 or tuple(node.extents) == narrow.shape:
+            return
+        for shared in self._writes(node):
+            with (
+                self._flat(shared.shape) as point,
+                self._if(tirx.any(*[i >= n for i, n in zip(point, node.extents, strict=True)])),
+            ):
+                T.buffer_store(shared.buffer, tirx.const(0, shared.dtype), [shared.flat(point)])
+
+    def _flat_map(self, node: Node) -> None:
+        self.arena.use(self._used(node), self._writes(node))
+        self._clear(node)
+        with self._flat(node.extents) as inner:
+            self._store(node, self._values(node, inner).compute(node.tensor), inner)
+
+    def _flat_reduce(self, node: Node) -> None:
+        """One thread an element of the result, the reduced axes in order."""
+        self.arena.use(self._used(node), self._writes(node))
+        self._clear(node)
+        kind, dtype = stages.reduction(node.tensor), str(node.tensor.dtype)
+        over = [int(const_int(a.dom.extent)) for a in stages.reduce_axes(node.tensor)]
+        with self._flat(node.extents) as inner:
+            total = T.alloc_buffer([1], dtype, scope="local")
+            T.buffer_store(total, identity(kind, dtype), [0])
+            with ExitStack() as stack:
+                steps = [stack.enter_context(T.serial(0, n)) for n in over]
+                for var, n in zip(steps, over, strict=True):
+                    self.analyzer.bind(var, ir.Range(0, n))
+                values = self._values(node, inner)
+                T.buffer_store(total, values.reduce_value(node.tensor, steps, total[(0,)]), [0])
+            self._store(node, total[(0,)], inner)
+
+    def _scan(self, node: Node) -> None:
+        """A scan inside the tile: one thread a line."""
+        self.arena.use(self._used(node), self._writes(node))
+        self._clear(node)
+        scan = node.tensor
+        spec, sources = scan_spec(scan.op), scan_inputs(scan.op)
+        axis = spec.axis - self.rank
+        length = node.extents[axis]
+        rest = [n for k, n in enumerate(node.extents) if k != axis]
+        shared = self.homes[scan, "wide"] if (scan, "wide") in self.homes else self.homes[scan, "narrow"]
+        with self._flat(rest or [1]) as others:
+            before = T.alloc_buffer([1], str(scan.dtype), scope="local")
+            with T.serial(0, length) as step:
+                self.analyzer.bind(step, ir.Range(0, length))
+                at = length - 1 - step if spec.reverse else step
+                inner = list(others if rest else [])
+                inner.insert(axis, at)
+                last = list(inner)
+                last[axis] = at + 1 if spec.reverse else at - 1
+                values = self._values(node, inner)
+                here, there = list(values.point), [*self.outer, *self._whole(node, last)]
+                value = values.scan_value(scan, sources, here, there, step == 0, _Before(before))
+                T.buffer_store(before, value, [0])
+                self._store(node, before[(0,)], inner)
+        del shared
+
+
+class _Before:
+    """The element before in a scan, whatever its index: it is in a register."""
+
+    def __init__(self, register: Any):
+        self.register = register
+
+    def __getitem__(self, _: Any) -> Any:
+        return self.register[(0,)]
