@@ -50,7 +50,8 @@ def host() -> dict[str, Any]:
 
 def device(gpu: int) -> dict[str, Any]:
     """What decides the code that is generated for a GPU; its launchers are the processor's."""
-    return {"kind": "cuda", "host": machine.arch(), **dataclasses.asdict(gpus.of_device(gpu))}
+    card = dataclasses.asdict(gpus.of_device(gpu))
+    return {"kind": "cuda", "host": machine.arch(), "compiler": settings.cuda_compiler(), **card}
 
 
 def records() -> list[str]:

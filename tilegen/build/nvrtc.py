@@ -26,6 +26,10 @@ typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; t
 """
 
 
+# As nvcc is called; see there.
+_OPTIONS = ("--std=c++17", "--ptxas-options=-v", "--diag-suppress=174,177")
+
+
 @dataclass(frozen=True)
 class Library:
     """An NVRTC library: where it lies, and its release, "13.0"."""
@@ -102,7 +106,7 @@ def compile(source: str, arch: str) -> tuple[bytes, list[Resources]]:
             f"{what} was not found (looked into the Python packages nvidia and torch, $CUDA_HOME and /usr/local/cuda), and there "
             f"is no nvcc; pip install {package}, or install the CUDA toolkit"
         )
-    options = [f"--gpu-architecture={arch}", "--std=c++17", f"--include-path={include}", "--ptxas-options=-v", "-default-device"]
+    options = [f"--gpu-architecture={arch}", f"--include-path={include}", *_OPTIONS]
     if int(library.release.partition(".")[0]) >= 13:
         options.append("--split-compile=0")  # one thread for each kernel, as many as there are cores
     for part in glob.glob(f"{Path(library.path).parent}/libnvrtc-builtins.so*"):
