@@ -44,6 +44,9 @@ class Block:
         self.rank = len(kernel.space)
         self.parallel = [k for k in range(self.rank) if k != kernel.walked]
         self.analyzer = sym.Analyzer()
+        self.thread: Any = None
+        self.part: Any = None
+        self.outer: list[Any] = [None] * self.rank
         self.homes: dict[tuple[te.Tensor, str], Shared] = {}
         self.registers: dict[te.Tensor, Any] = {}
         self.fixed: dict[int, tuple[Any, Any]] = {}

@@ -40,15 +40,16 @@ class Nests(Loading):
                 for shared in homes:
                     T.buffer_store(shared.buffer, rounded(source[(layout.row_register(at),)], shared.dtype), [shared.flat([row])])
             return
+        zero = tirx.const(0, "int32")
         a, b, c, d = layout.dims
         for shared in homes:
             with ExitStack() as stack:
-                at = [tirx.const(0, "int32") if n == 1 else stack.enter_context(T.unroll(0, n)) for n in (a, b, c)]
-                row, first = layout.place(self.thread, (at[0], at[1], at[2], tirx.const(0, "int32")))
+                m, n, r = (zero if count == 1 else stack.enter_context(T.unroll(0, count)) for count in (a, b, c))
+                row, first = layout.place(self.thread, (m, n, r, zero))
                 limits = zip((row, first), layout.extents, shared.shape, strict=True)
-                stack.enter_context(self._if(conjunction([i < n for i, held, n in limits if held > n])))
-                e = tirx.const(0, "int32") if d == 1 else stack.enter_context(T.vectorized(0, d))
-                value = rounded(source[(layout.register((at[0], at[1], at[2], e)),)], shared.dtype)
+                stack.enter_context(self._if(conjunction([i < size for i, held_, size in limits if held_ > size])))
+                e = zero if d == 1 else stack.enter_context(T.vectorized(0, d))
+                value = rounded(source[(layout.register((m, n, r, e)),)], shared.dtype)
                 T.buffer_store(shared.buffer, value, [shared.flat([row, first + e])])
 
     def _leads(self, layout: Layout) -> Any:

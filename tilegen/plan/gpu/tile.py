@@ -59,7 +59,6 @@ class TileEmitter(Nests):
             self.part = part[0] if part else None
             self.analyzer.bind(thread, ir.Range(0, self.threads))
             self.arena.open(list(self.homes.values()))
-            self.outer: list[Any] = [None] * self.rank
             rest = block
             for k in reversed(self.parallel):
                 extent = kernel.space[k]
