@@ -196,3 +196,10 @@ def test_the_table_of_launches_is_what_the_launcher_computes():
         assert shapes.evaluate(launch["grid"][0], {"B": batch, "T": time}) == blocks
     assert len(table["tilegen_backward"]) == 2
     json.dumps(table)
+
+
+def test_equal_operators_give_equal_libraries(bundle, tmp_path):
+    from tilegen.build import library
+
+    library.compile(scaled.instance(), tmp_path, target="sm_80,sm_90", functions=("forward", "backward"), compiler="nvcc")
+    assert read(tmp_path)[0].files == read(bundle)[0].files

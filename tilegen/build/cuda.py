@@ -51,7 +51,6 @@ SPLIT = (
     tirx.transform.UnrollLoop(),
     tirx.transform.StmtSimplify(),
     tirx.transform.RemoveNoOp(),
-    s_tir.transform.RewriteUnsafeSelect(),
     tirx.transform.VerifyMemory(),
     tirx.transform.AnnotateEntryFunc(),
     tirx.transform.SplitHostDevice(),

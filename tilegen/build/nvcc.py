@@ -20,6 +20,7 @@ from typing import Any
 
 from tilegen.errors import BuildError
 
+_TEXT = "kernels.cu"
 _TIMEOUT = 1800  # seconds; large kernels take minutes to optimise
 _OPTIONS = (
     "-std=c++17",
@@ -27,7 +28,7 @@ _OPTIONS = (
     "-shared",
     # Nothing but the entry points is seen from outside: two libraries in one process have functions of the same names.
     "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden",
-    "-Xlinker=-z,noexecstack,--build-id=none",
+    "-Xlinker=-z,noexecstack,--build-id=none,--strip-all",
     "-cudart=static",
     "--ptxas-options=-v",
     # Unused functions, and statements without effect, are normal in generated text.
@@ -101,13 +102,13 @@ def compile(source: str, out: Path, archs: Sequence[str]) -> list[Resources]:
         )
     codes = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (arch.removeprefix("sm_") for arch in archs)]
     with tempfile.TemporaryDirectory(prefix="tilegen-nvcc-") as folder:
-        text = Path(folder) / "kernels.cu"
-        text.write_text(source)
+        (Path(folder) / _TEXT).write_text(source)
         # One thread for each kernel, and one for each architecture.
         threads = [f"--threads={len(archs)}"] if len(archs) > 1 else []
         split = ["--split-compile=0"] if int(release(path).partition(".")[0] or 0) >= 13 else []
-        command = [path, *_OPTIONS, *threads, *split, *codes, f"-I{_include()}", "-o", str(out), str(text)]
-        said = _run(command)
+        # Names without folders, which nvcc writes into the code: equal texts give equal libraries.
+        said = _run([path, *_OPTIONS, *threads, *split, *codes, f"-I{_include()}", "-o", out.name, _TEXT], folder)
+        shutil.move(Path(folder) / out.name, out)
     return parse(said)
 
 
@@ -153,9 +154,9 @@ def _include() -> str:
     return str(tvm_ffi.libinfo.find_include_path())
 
 
-def _run(command: Sequence[str]) -> str:
+def _run(command: Sequence[str], folder: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL, cwd=folder)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"nvcc failed: {error}; command: {shlex.join(command)}") from error
     said = done.stdout + done.stderr
