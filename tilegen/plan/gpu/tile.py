@@ -16,13 +16,15 @@ Which stages are held, and how, is `tilegen.plan.gpu.program`'s business.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from tvm import ir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
+from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
-from tilegen.expression.walkers import conjunction
+from tilegen.expression.walkers import conjunction, const_int, substitute, variables
 from tilegen.plan.evaluate import MathRule, identity
 from tilegen.plan.gpu.func import Buffers, Decisions, launch
 from tilegen.plan.gpu.nests import Nests
@@ -221,35 +223,83 @@ class TileEmitter(Nests):
 
     def _write(self, node: Node) -> None:
         tensor = node.tensor
-        frame, target = self.kernel.frames[tensor], self.targets[tensor]
+        frame = self.kernel.frames[tensor]
         self.arena.use(self._used(node), [])
         self.fixed = dict(frame.fixed)
-
-        def store(values: Values, padding: Any) -> None:
-            indices = frame.indices(list(self.outer), values.point[self.rank :])
-            guards = [g for g in frame.guards(tensor, list(self.outer), indices) if not self.analyzer.can_prove(g)]
-            guard = conjunction([*([padding] if padding is not None else []), *guards])
-            with self._if(guard):
-                held = tensor in self.program.held
-                value = values.element(tensor, indices) if held else values.math(values._stage(tensor, list(indices)))
-                T.buffer_store(target, rounded(value, str(target.dtype)), indices)
-
         if node.way == "fragment":
-            layout = node.layout
-            assert layout is not None
-            with self._over(layout) as (at, row, column):
-                store(self._values(node, [row, column], at), self._guard(layout, node.extents, row, column))
+            self._write_tile(node)
         elif node.way == "rows":
             layout = node.layout
             assert layout is not None
             with self._over(layout, rows_only=True) as (at, row, _):
-                padding = conjunction([g for g in (self._guard(layout, node.extents, row), self._leads(layout)) if g is not None])
-                store(self._values(node, [row], at), padding)
+                padding = [g for g in (self._guard(layout, node.extents, row), self._leads(layout)) if g is not None]
+                self._store_result(node, self._values(node, [row], at), padding)
         else:
             with self._flat(node.extents or [1]) as points:
-                inner = points if node.extents else []
-                store(self._values(node, inner), None)
+                self._store_result(node, self._values(node, points if node.extents else []), [])
         self.fixed = {}
+
+    def _result(self, node: Node, values: Values) -> tuple[list[Any], list[Any], Callable[[], Any]]:
+        """(indices, conditions under which they are this block's to write, the value) of an element of a result."""
+        tensor = node.tensor
+        frame, target = self.kernel.frames[tensor], self.targets[tensor]
+        indices = frame.indices(list(self.outer), values.point[self.rank :])
+        guards = [g for g in frame.guards(tensor, list(self.outer), indices) if not self.analyzer.can_prove(g)]
+
+        def value() -> Any:
+            held = tensor in self.program.held
+            found = values.element(tensor, indices) if held else values.math(values._stage(tensor, list(indices)))
+            return rounded(found, str(target.dtype))
+
+        return indices, guards, value
+
+    def _store_result(self, node: Node, values: Values, padding: list[Any]) -> None:
+        indices, guards, value = self._result(node, values)
+        with self._if(conjunction([*padding, *guards])):
+            T.buffer_store(self.targets[node.tensor], value(), indices)
+
+    def _write_tile(self, node: Node) -> None:
+        """A tile from registers to memory: conditions on a row once a row, neighbours in one access."""
+        layout, target = node.layout, self.targets[node.tensor]
+        assert layout is not None
+        zero = tirx.const(0, "int32")
+        a, b, c, d = layout.dims
+        width = const_int(target.shape[-1])
+        pair = d == 2 and width is not None and width % 2 == 0 and self.kernel.frames[node.tensor].axes[-1] is None
+        with ExitStack() as stack:
+            m, r = (zero if count == 1 else stack.enter_context(T.unroll(0, count)) for count in (a, c))
+            row = self._let("row", layout.place(self.thread, (m, zero, r, zero))[0], layout.rows)
+            # The first of two neighbours stands for both in the indices.
+            probe = tirx.Var("column", "int32")
+            line = self._whole(node, [row, zero])[0] if node.cut == 0 else row
+            indices, guards, _ = self._result(node, self._values_at([line, probe], layout, (m, zero, r, zero)))
+            shift = self.part * node.extents[1] if node.cut == 1 else zero
+            above = [g for g in guards if not any(v.same_as(probe) for v in variables(g))]
+            padding = self._guard(layout, node.extents, row)
+            stack.enter_context(self._if(conjunction([*([padding] if padding is not None else []), *above])))
+            n = zero if b == 1 else stack.enter_context(T.unroll(0, b))
+            first = layout.place(self.thread, (m, n, r, zero))[1]
+            inside = first < node.extents[1] if layout.extents[1] != node.extents[1] else None
+            temporary = T.alloc_buffer([d], str(target.dtype), scope="local") if pair else None
+            if pair and node.extents[1] % 2:
+                raise PlanError(f"kernel '{self.kernel.name}': an odd part of '{node.name}'")
+            if pair:
+                stack.enter_context(self._if(inside))
+            with ExitStack() as inner:
+                e = zero if d == 1 else inner.enter_context(T.unroll(0, d))
+                at = (m, n, r, e)
+                column = self._let("column", layout.place(self.thread, at)[1], layout.columns)
+                here, guards, value = self._result(node, self._values(node, [row, column], at))
+                below = [g for g in guards if any(v.same_as(column) for v in variables(g))]
+                if pair:
+                    T.buffer_store(temporary, value(), [e])
+                else:
+                    rest = [column < node.extents[1]] if inside is not None else []
+                    with self._if(conjunction([*rest, *below])):
+                        T.buffer_store(target, value(), here)
+            if pair:
+                with T.vectorized(0, d) as v:
+                    T.buffer_store(target, temporary[(v,)], [substitute(i, {probe: first + shift + v}) for i in indices])
 
 
 def _without(find: Any, tensor: te.Tensor) -> Any:

@@ -12,6 +12,7 @@ from tilegen.plan import stages
 from tilegen.plan.evaluate import Evaluator, MathRule
 from tilegen.plan.kernel import Kernel
 
+FUNCTIONS = {"exp", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "pow", "erf"}
 Find = Callable[[te.Tensor, list[Any]], Any]
 
 
@@ -55,7 +56,11 @@ class Values(Evaluator):
 
         def select(call: Any) -> Any:
             """A choice between values that are at hand is no branch; where memory is read, the guard must stay one."""
-            return tirx.Select(*call.args) if call_name(call) == "if_then_else" and not find(call, self._is_memory) else call
+            if call_name(call) != "if_then_else" or find(call, self._is_memory):
+                return call
+            condition, *sides = call.args
+            # What is computed is computed before the choice, or the compiler makes a branch of it again.
+            return tirx.Select(condition, *[self._bind("side", self.math(s)) if find(s, _is_function) else s for s in sides])
 
         value = rewrite(rewrite(expr, ir.Call, load), prim.Cast, plain_cast)
         return value if self.inline else rewrite(value, ir.Call, select)
@@ -65,6 +70,10 @@ class Values(Evaluator):
 
     def _bind(self, name: str, value: Any) -> Any:
         return value if self.inline else super()._bind(name, value)
+
+
+def _is_function(expr: Any) -> bool:
+    return isinstance(expr, prim.Div) or call_name(expr) in FUNCTIONS
 
 
 def plain_cast(cast: Any) -> Any:
