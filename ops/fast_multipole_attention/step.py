@@ -122,22 +122,22 @@ def visible_list(
 
 def attend(config: Any, dims: Any, q: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
     """One softmax over the list: q [B, 1, H, D] -> y [B, 1, H, D]."""
-    N, rows, factor = list_length(config), (dims.B, dims.H), const(scale(config, dims), dims.acc)
+    N, rows, factor = list_length(config), (dims.B, dims.H, dims.T), const(scale(config, dims), dims.acc)
     d, x, y, z = (reduce_axis(n, name) for n, name in ((dims.D, "d"), (N, "x"), (N, "y"), (N, "z")))
-    Q = compute((*rows, dims.D), lambda b, h, e: cast(q[b, 0, h, e], dims.acc) * factor, name="q_scaled")
-    score = compute((*rows, N), lambda b, h, x: reduce_sum(Q[b, h, d.var] * keys[b, h, x, d.var], d), name="score")
+    Q = compute((*rows, dims.D), lambda b, h, i, e: cast(q[b, i, h, e], dims.acc) * factor, name="q_scaled")
+    score = compute((*rows, N), lambda b, h, i, x: reduce_sum(Q[b, h, i, d.var] * keys[b, h, x, d.var], d), name="score")
     logit = compute(
         (*rows, N),
-        lambda b, h, x: if_then_else(
-            seen(config, position[0], x), score[b, h, x] + count_bias(config, dims, 0, x), const(MASKED, dims.acc)
+        lambda b, h, i, x: if_then_else(
+            seen(config, position[0], x), score[b, h, i, x] + count_bias(config, dims, 0, x), const(MASKED, dims.acc)
         ),
         name="logit",
     )
-    top = stop_gradient(compute(rows, lambda b, h: reduce_max(logit[b, h, x.var], x), name="top"))
-    p = compute((*rows, N), lambda b, h, x: exp(logit[b, h, x] - top[b, h]), name="p")
-    den = compute(rows, lambda b, h: reduce_sum(p[b, h, y.var], y), name="den")
-    num = compute((*rows, dims.D), lambda b, h, e: reduce_sum(p[b, h, z.var] * values[b, h, z.var, e], z), name="num")
-    output = lambda b, i, h, e: cast(num[b, h, e] / den[b, h], dims.io)  # noqa: E731
+    top = stop_gradient(compute(rows, lambda b, h, i: reduce_max(logit[b, h, i, x.var], x), name="top"))
+    p = compute((*rows, N), lambda b, h, i, x: exp(logit[b, h, i, x] - top[b, h, i]), name="p")
+    den = compute(rows, lambda b, h, i: reduce_sum(p[b, h, i, y.var], y), name="den")
+    num = compute((*rows, dims.D), lambda b, h, i, e: reduce_sum(p[b, h, i, z.var] * values[b, h, z.var, e], z), name="num")
+    output = lambda b, i, h, e: cast(num[b, h, i, e] / den[b, h, i], dims.io)  # noqa: E731
     return compute((dims.B, dims.T, dims.H, dims.D), output, name="y")
 
 
