@@ -106,8 +106,11 @@ def compile(source: str, out: Path, archs: Sequence[str]) -> list[Resources]:
         # One thread for each kernel, and one for each architecture.
         threads = [f"--threads={len(archs)}"] if len(archs) > 1 else []
         split = ["--split-compile=0"] if int(release(path).partition(".")[0] or 0) >= 13 else []
+        # The wheels keep libraries in a folder where nvcc does not look.
+        libraries = Path(path).parent.parent / "lib"
+        places = [f"-L{libraries}"] if (libraries / "libcudart_static.a").exists() else []
         # Names without folders, which nvcc writes into the code: equal texts give equal libraries.
-        said = _run([path, *_OPTIONS, *threads, *split, *codes, f"-I{_include()}", "-o", out.name, _TEXT], folder)
+        said = _run([path, *_OPTIONS, *threads, *split, *codes, *places, f"-I{_include()}", "-o", out.name, _TEXT], folder)
         shutil.move(Path(folder) / out.name, out)
     return parse(said)
 
@@ -161,7 +164,8 @@ def _run(command: Sequence[str], folder: str) -> str:
         raise BuildError(f"nvcc failed: {error}; command: {shlex.join(command)}") from error
     said = done.stdout + done.stderr
     if done.returncode:
-        wrong = [line for line in said.splitlines() if "error" in line or "fatal" in line] or said.splitlines()
-        text = "\n".join(wrong[:20])
+        lines = [line for line in said.splitlines() if not line.startswith("ptxas info")]
+        first = next((i for i, line in enumerate(lines) if "error" in line or "cannot find" in line), 0)
+        text = "\n".join(lines[first : first + 20])
         raise BuildError(f"nvcc failed with exit status {done.returncode}; command: {shlex.join(command)}\n{text}")
     return said

@@ -76,9 +76,13 @@ def _homes() -> list[str]:
 
 def headers() -> str | None:
     """The folder of the half-precision headers: of torch's wheels (nvidia-cuda-runtime), else of a toolkit; None when nowhere."""
-    wheels = [path for root in _roots() for path in sorted(glob.glob(f"{root}/nvidia/*/include"), reverse=True)]
-    folders = [*wheels, *(f"{home}/include" for home in _homes())]
-    return next((folder for folder in folders if Path(folder, "cuda_bf16.h").exists()), None)
+    library = find()
+    home = Path(library.path).parent.parent if library else Path("/nowhere")
+    # Of the same release as the compiler where that is told by the place: nvidia/cu13/lib, or nvidia/cuda_nvrtc/lib for CUDA 12.
+    beside = [home / "include", home.parent / "cuda_runtime" / "include"]
+    wheels = [Path(path) for root in _roots() for path in sorted(glob.glob(f"{root}/nvidia/*/include"), reverse=True)]
+    folders = [*beside, *wheels, *(Path(place, "include") for place in _homes())]
+    return next((str(folder) for folder in folders if (folder / "cuda_bf16.h").exists()), None)
 
 
 def compile(source: str, arch: str) -> tuple[bytes, list[Resources]]:
