@@ -34,7 +34,7 @@ class Reduce:
         wide = decide("width", WIDTHS, 1 if extent is None else max(w for w in WIDTHS if w <= most and extent % w == 0))
         usual = 1 if extent is None else min(16, 1 << (max(extent // wide, 1) - 1).bit_length())
         lanes = decide("lanes", LANES, usual)
-        groups = max(1, min(GROUPS[-1], THREADS // lanes)) if not short else 1 if many else 32
+        groups = min(GROUPS[-1], THREADS // lanes) if not short else max(1, 32 // lanes) if many else 32
         return {"width": wide, "lanes": lanes, "groups": decide("groups", GROUPS, groups)}
 
 

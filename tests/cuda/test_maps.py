@@ -41,7 +41,13 @@ def reductions(config, dims, x, w):
     return sums, most, pairs, mean
 
 
-def run(operator: tilegen.custom.CustomOperator, dtype: str, static: dict[str, int], values: Mapping[str, Tensor], order: str = "forward"):
+def run(
+    operator: tilegen.custom.CustomOperator,
+    dtype: str,
+    static: dict[str, int],
+    values: Mapping[str, Tensor],
+    order: str = "forward",
+):
     mechanism = operator.mechanism
     instance = Instance(mechanism, mechanism.config(), static, dtype)
     function = plan(instance, backward=False).functions["forward"]

@@ -53,7 +53,12 @@ def sizes_of(function: FunctionPlan, name: str, sizes: Mapping[str, int]) -> lis
 
 
 def run(
-    instance: Instance, function: FunctionPlan, values: Mapping[str, Tensor], sizes: Mapping[str, int], order: str = "forward", **chosen: int
+    instance: Instance,
+    function: FunctionPlan,
+    values: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    order: str = "forward",
+    **chosen: int,
 ) -> dict[str, Tensor]:
     """All arguments by name after running a function; what was not given was filled with NaN before."""
     arrays = {}
@@ -106,7 +111,9 @@ def gradients(instance: Instance, sizes: Mapping[str, int], **chosen: int) -> li
 
 def within(result: Tensor, exact: Tensor, single: Tensor, slack: float) -> bool:
     """Whether an error is at most twice `slack` times that of PyTorch with one rounding at the end, plus one ulp of the scale."""
-    allowed = 2 * slack * (single.to(result.dtype).double() - exact).abs().max() + exact.abs().max() * torch.finfo(result.dtype).eps
+    allowed = (
+        2 * slack * (single.to(result.dtype).double() - exact).abs().max() + exact.abs().max() * torch.finfo(result.dtype).eps
+    )
     return bool(torch.isfinite(result).all()) and bool((result.double() - exact).abs().max() <= allowed)
 
 
@@ -165,7 +172,15 @@ def every_scan_reference(x: Tensor, d: Tensor, s: Tensor, r: Tensor, reverse: bo
         above = above * d[:, t] + least * before
         before = before * d[:, t] + x[:, t]
         total = total + soft * x[:, t]
-        now = {"sums": sums, "decayed": decayed, "soft": soft, "least": least, "packed": packed, "packed_most": most, "above": above}
+        now = {
+            "sums": sums,
+            "decayed": decayed,
+            "soft": soft,
+            "least": least,
+            "packed": packed,
+            "packed_most": most,
+            "above": above,
+        }
         for name, value in now.items():
             out[name][:, t] = value
     return {**out, "last": decayed + above, "total": total}
