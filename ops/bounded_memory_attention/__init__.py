@@ -29,6 +29,7 @@ class Config:
     initial_state, return_state : continue from, and hand back, the slots and their normaliser; causal only.
     acc_control : s is in the dtype of sums (float32 beside half precision) instead of that of q.
     chunk : positions that are computed as one tile; changes rounding only.
+    packed : several sequences in one row.
     """
 
     normalizer: Literal["running", "fixed", "none"] = "running"
@@ -38,11 +39,12 @@ class Config:
     return_state: bool = False
     acc_control: bool = False
     chunk: int = 16
+    packed: bool = False
 
     def __post_init__(self) -> None:
         if self.normalizer not in NORMALIZERS:
             raise ArgumentError(f"normalizer is {self.normalizer!r}, must be one of {', '.join(NORMALIZERS)}")
-        for name in ("causal", "initial_state", "return_state", "acc_control"):
+        for name in ("causal", "initial_state", "return_state", "acc_control", "packed"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
         scale, chunk = self.scale, self.chunk
@@ -63,7 +65,7 @@ KEYS, VALUES, SLOTS = ("B", "T", "H", "D"), ("B", "T", "H", "E"), ("B", "T", "H"
 def state_specs(config: Config, suffix: str = "") -> tuple[ArgSpec, ...]:
     """K [B, H, N, D] and V [B, H, N, E], what the slots hold, and with a normaliser z [B, H, N], its logarithm."""
     K, V = ArgSpec("K" + suffix, ("B", "H", "N", "D"), "acc"), ArgSpec("V" + suffix, ("B", "H", "N", "E"), "acc")
-    z = ArgSpec("z" + suffix, ("B", "H", "N"), "acc")
+    z = ArgSpec("z" + suffix, ("B", "H", "N"), "acc", empty=-math.inf)
     return (K, V) if config.normalizer == "none" else (K, V, z)
 
 
@@ -82,7 +84,7 @@ def outputs(config: Config) -> tuple[ArgSpec, ...]:
 
 def step_config(config: Config) -> Config | None:
     """The config whose forward at T = 1 is one decoding step; the bidirectional form has none."""
-    return dataclasses.replace(config, initial_state=True, return_state=True, chunk=1) if config.causal else None
+    return dataclasses.replace(config, initial_state=True, return_state=True, chunk=1, packed=False) if config.causal else None
 
 
 MECHANISM = register(
@@ -97,5 +99,6 @@ MECHANISM = register(
         reference=reference.forward,
         representative={"B": 2, "T": 1024, "H": 4, "D": 64, "E": 64, "N": 32},
         step=step_config,
+        tiles=lambda config: (config.chunk,),
     )
 )

@@ -12,6 +12,7 @@ from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ACC
 from tilegen.ops.bounded_memory_attention import MECHANISM, Config
 from tilegen.torch import operator
+from tilegen.torch.packing import tables
 from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
@@ -41,6 +42,7 @@ class Options(TypedDict, total=False):
     causal: bool
     scale: float | None
     initial_state: BoundedMemoryState | None
+    cu_seqlens: Tensor | None
     chunk: int
 
 
@@ -94,6 +96,7 @@ def bounded_memory_attention(
     scale: float | None = None,
     initial_state: BoundedMemoryState | None = None,
     return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
     chunk: int = 16,
 ) -> Tensor | tuple[Tensor, BoundedMemoryState]:
     """Attention with bounded-memory control: softmax attention to N slots that control weights fill, in linear time.
@@ -115,6 +118,7 @@ def bounded_memory_attention(
     scale : factor of the logits, D^-1/2 unless given.
     initial_state : the past that comes before position 0; causal only.
     return_state : also return the state after position T - 1; causal only.
+    cu_seqlens : int32 [S+1], the bounds of S packed sequences (first 0, last T); B is 1 then, and states have S in its place.
     chunk : positions computed as one tile.  It changes rounding and speed only; each value is compiled once.
 
     Returns
@@ -132,10 +136,13 @@ def bounded_memory_attention(
     we know it, "running" that of flash-linear-attention, whose state lacks z.  Only differences of s and z that are not positive
     are exponentiated, so s may be of any size.  Sums and states are kept in float32 (float64 for float64).
     """
-    config = Config(normalizer, causal, scale, initial_state is not None, return_state, _acc_control(q, s), chunk)
+    packed = cu_seqlens is not None
+    config = Config(normalizer, causal, scale, initial_state is not None, return_state, _acc_control(q, s), chunk, packed)
     tensors = {"q": q, "k": k, "v": v, "s": s}
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state, normalizer)
+    if packed:
+        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
     o, *state = _call(config, tensors)
     return (o, _state(state)) if return_state else o
 

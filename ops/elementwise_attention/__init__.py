@@ -24,6 +24,7 @@ class Config:
     c2 : factor of q k in the expanded exponent; 2 is the plain square (q - k)^2.
     initial_state, return_state : continue from, and hand back, the moments of the past; causal only.
     exact : exp(c2 q k) itself, in O(T^2); order and stabilise have no effect, and there is no state.
+    packed : several sequences in one row; not exact.
     """
 
     order: int = 6
@@ -33,6 +34,7 @@ class Config:
     initial_state: bool = False
     return_state: bool = False
     exact: bool = False
+    packed: bool = False
 
     def __post_init__(self) -> None:
         order, c2 = self.order, self.c2
@@ -41,7 +43,7 @@ class Config:
                 f"order is {order!r}, must be an even integer of at least 2: a polynomial of odd degree has a real root, "
                 "where the denominator vanishes; use the even order above it"
             )
-        for name in ("causal", "stabilise", "initial_state", "return_state", "exact"):
+        for name in ("causal", "stabilise", "initial_state", "return_state", "exact", "packed"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
         if isinstance(c2, bool) or not isinstance(c2, (int, float)) or not 0 < c2 < math.inf:
@@ -50,6 +52,11 @@ class Config:
             given = "initial_state" if self.initial_state else "return_state"
             other = "exact=True" if self.exact else "causal=False"
             raise ArgumentError(f"{given} is set with {other}, which has no state of fixed size; drop one of the two")
+        if self.packed and self.exact:
+            raise ArgumentError(
+                "cu_seqlens is given with exact=True, where every position meets every other one of its row; drop one of the two, or "
+                "call it once for each sequence"
+            )
         object.__setattr__(self, "c2", float(c2))
 
 
@@ -62,7 +69,7 @@ def state_specs(suffix: str = "") -> tuple[ArgSpec, ...]:
     return (
         ArgSpec("A" + suffix, moments, "acc"),
         ArgSpec("B" + suffix, moments, "acc"),
-        ArgSpec("m" + suffix, ("B", "C"), "acc", differentiable=False),
+        ArgSpec("m" + suffix, ("B", "C"), "acc", differentiable=False, empty="largest"),
     )
 
 
@@ -82,7 +89,7 @@ def step_config(config: Config) -> Config | None:
     """The config whose forward at T = 1 is one decoding step; the exact and the bidirectional form have none."""
     if config.exact or not config.causal:
         return None
-    return dataclasses.replace(config, initial_state=True, return_state=True)
+    return dataclasses.replace(config, initial_state=True, return_state=True, packed=False)
 
 
 MECHANISM = register(
@@ -97,5 +104,6 @@ MECHANISM = register(
         reference=reference.forward,
         representative={"B": 4, "T": 2048, "C": 512},
         step=step_config,
+        tiles=lambda config: (),
     )
 )

@@ -11,6 +11,7 @@ from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ACC
 from tilegen.ops.elementwise_attention import MECHANISM, Config
 from tilegen.torch import operator
+from tilegen.torch.packing import tables
 from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
@@ -41,6 +42,7 @@ class Options(TypedDict, total=False):
     c2: float
     exact: bool
     initial_state: ElementwiseAttentionState | None
+    cu_seqlens: Tensor | None
 
 
 def elementwise_attention_init_state(
@@ -89,6 +91,7 @@ def elementwise_attention(
     exact: bool = False,
     initial_state: ElementwiseAttentionState | None = None,
     return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, ElementwiseAttentionState]:
     """Element-wise attention: each channel attends alone, with weights exp(-(q - k)^2), in linear time.
 
@@ -109,6 +112,8 @@ def elementwise_attention(
     exact : exp(c2 q k) itself instead of P_t, in time O(T^2): the definition, for small T; has no state.
     initial_state : the past that comes before position 0; causal only.
     return_state : also return the state after position T - 1; causal only.
+    cu_seqlens : int32 [S+1], the bounds of S packed sequences (first 0, last T); B is 1 then, and states have S in its place.  Not
+        with `exact`.
 
     Returns
     -------
@@ -124,10 +129,12 @@ def elementwise_attention(
     Feng, "Element-wise Attention Is All You Need", 2025.  Whether the paper's exponent carries the 2 is not known, hence `c2`.
     Sums and states are kept in float32 (float64 for float64).  A NaN or infinity in q spoils its own element of y only.
     """
-    config = Config(order, causal, stabilise, c2, initial_state is not None, return_state, exact)
+    config = Config(order, causal, stabilise, c2, initial_state is not None, return_state, exact, cu_seqlens is not None)
     tensors = {"q": q, "k": k, "v": v}
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state)
+    if cu_seqlens is not None:
+        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
     y, *state = _call(config, tensors)
     return (y, ElementwiseAttentionState(*state)) if return_state else y
 

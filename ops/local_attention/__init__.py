@@ -30,6 +30,7 @@ class Config:
     initial_state, return_state : continue from, and hand back, the last w keys and values; causal only.
     lengths : whether every sequence has a length of its own, beyond which nothing is seen and results are zero.
     chunk : queries of one tile.
+    packed : several sequences in one row.
     """
 
     window: int
@@ -41,6 +42,7 @@ class Config:
     return_state: bool = False
     lengths: bool = False
     chunk: int = 64
+    packed: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("chunk", STEP_CHUNK)):
@@ -49,7 +51,7 @@ class Config:
                 raise ArgumentError(f"{name} is {value!r}, must be an integer of at least {least}")
         if self.kind not in KINDS:
             raise ArgumentError(f"kind is {self.kind!r}, must be 'softmax' or 'relu2'")
-        for name in ("causal", "bias", "initial_state", "return_state", "lengths"):
+        for name in ("causal", "bias", "initial_state", "return_state", "lengths", "packed"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
         for name in ("initial_state", "return_state"):
@@ -57,6 +59,8 @@ class Config:
                 raise ArgumentError(f"{name} is set with causal=False, which has no state of fixed size; drop one of the two")
             if getattr(self, name) and self.lengths:
                 raise ArgumentError(f"{name} is set with lengths, after which a state would not follow; drop one of the two")
+        if self.packed and self.lengths:
+            raise ArgumentError("lengths is given with cu_seqlens, which tells the lengths already; drop one of the two")
         if self.scale is not None:
             if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
                 raise ArgumentError(f"scale is {self.scale!r}, must be a finite number, or None for the usual one")
@@ -106,7 +110,7 @@ def step_config(config: Config) -> Config | None:
     """The config whose forward at T = 1 is one decoding step; the bidirectional form has none."""
     if not config.causal:
         return None
-    return dataclasses.replace(config, initial_state=True, return_state=True, lengths=False, chunk=STEP_CHUNK)
+    return dataclasses.replace(config, initial_state=True, return_state=True, lengths=False, chunk=STEP_CHUNK, packed=False)
 
 
 MECHANISM = register(
@@ -121,5 +125,6 @@ MECHANISM = register(
         reference=reference.forward,
         representative={"B": 2, "T": 2048, "H": 8, "D": 64, "E": 64},
         step=step_config,
+        tiles=lambda config: (config.chunk,),
     )
 )

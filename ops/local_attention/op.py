@@ -12,6 +12,7 @@ from tilegen.mechanisms import ACC
 from tilegen.ops.local_attention import MECHANISM, STEP_CHUNK, Config
 from tilegen.ops.local_attention.reference import rotary
 from tilegen.torch import operator
+from tilegen.torch.packing import tables
 from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
@@ -51,7 +52,7 @@ def local_attention_init_state(
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int, kind: str = "softmax", causal: bool = True, scale: float | None = None,
     bias: Tensor | None = None, positions: Tensor | None = None, initial_state: LocalAttentionState | None = None,
-    lengths: Tensor | None = None, return_state: Literal[False] = False, chunk: int = 64,
+    lengths: Tensor | None = None, return_state: Literal[False] = False, cu_seqlens: Tensor | None = None, chunk: int = 64,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def local_attention(
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int, kind: str = "softmax", causal: bool = True, scale: float | None = None,
     bias: Tensor | None = None, positions: Tensor | None = None, initial_state: LocalAttentionState | None = None,
-    lengths: Tensor | None = None, return_state: Literal[True], chunk: int = 64,
+    lengths: Tensor | None = None, return_state: Literal[True], cu_seqlens: Tensor | None = None, chunk: int = 64,
 ) -> tuple[Tensor, LocalAttentionState]: ...  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def local_attention(
     initial_state: LocalAttentionState | None = None,
     return_state: bool = False,
     lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     chunk: int = 64,
 ) -> Tensor | tuple[Tensor, LocalAttentionState]:
     """Attention within a sliding window: i sees j from i - w to i (causal) or to i + w::
@@ -97,6 +99,7 @@ def local_attention(
     initial_state : the past that comes before position 0; causal only.
     return_state : also return the state after position T - 1; causal only.
     lengths : int32 [B], for sequences that end before T: positions from there on are not seen and give zeros; no states.
+    cu_seqlens : int32 [S+1], the bounds of S packed sequences (first 0, last T); B is 1 then, and states have S in its place.
     chunk : queries of one tile, a choice of speed only.
 
     Returns
@@ -113,9 +116,11 @@ def local_attention(
     Ren et al., "Sparse Modular Activation for Efficient Sequence Modeling" (SeqBoat), 2023.  Windows are predicates, not additive
     masks.  A NaN or infinity in k or v may spoil rows of its tile that do not see it.
     """
+    given = {"bias": bias, "initial_state": initial_state, "lengths": lengths}
     config = Config(
-        window, kind, causal, scale, bias is not None, initial_state is not None, return_state, lengths is not None, chunk
-    )
+        window, kind, causal, scale, return_state=return_state, chunk=chunk, packed=cu_seqlens is not None,
+        **{name: x is not None for name, x in given.items()},
+    )  # fmt: skip
     if positions is not None:
         q, k = (_turned(name, x, positions) for name, x in (("q", q), ("k", k)))
     tensors: dict[str, Any] = {"q": q, "k": k, "v": v}
@@ -127,6 +132,8 @@ def local_attention(
         tensors["lengths"] = lengths
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state)
+    if cu_seqlens is not None:
+        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
     o, *state = _call(config, tensors)
     return (o, LocalAttentionState(*state)) if return_state else o
 

@@ -17,13 +17,16 @@ class Config:
     """The static options.
 
     causal : tap l of a kernel reaches l positions back; otherwise kernels are centred and reach both ways.
+    packed : several sequences in one row.
     """
 
     causal: bool = True
+    packed: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.causal, bool):
-            raise ArgumentError(f"causal is {self.causal!r}, must be True or False")
+        for name in ("causal", "packed"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
 
 
 def inputs(config: Config) -> tuple[ArgSpec, ...]:
@@ -47,5 +50,6 @@ MECHANISM = register(
         expression="tilegen.ops.short_long_conv.expression:forward",
         reference=reference.forward,
         representative={"B": 4, "T": 1024, "Kl": 1024, "C": 256, "Ks": 4},
+        tiles=lambda config: (),
     )
 )

@@ -10,11 +10,20 @@ from torch.nn import functional as F
 from tilegen.errors import ArgumentError
 from tilegen.ops.short_long_conv import MECHANISM, Config
 from tilegen.torch import operator
+from tilegen.torch.packing import tables
 
 _call = operator(MECHANISM)
 
 
-def short_long_conv(x: Tensor, short: Tensor, long: Tensor, *, causal: bool = True, branches: Sequence[Tensor] = ()) -> Tensor:
+def short_long_conv(
+    x: Tensor,
+    short: Tensor,
+    long: Tensor,
+    *,
+    causal: bool = True,
+    branches: Sequence[Tensor] = (),
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
     """A short depthwise convolution, SiLU, and a long depthwise convolution.
 
     ::
@@ -32,6 +41,7 @@ def short_long_conv(x: Tensor, short: Tensor, long: Tensor, *, causal: bool = Tr
     long : [C, Kl], the dtype of x; any Kl >= 1 without another compilation.
     causal : position t sees 0 .. t only; without it Ks and Kl must be odd.
     branches : kernels [C, K] parallel to the long one, which see the same hidden sequence; they are merged into it first.
+    cu_seqlens : int32 [S+1], the bounds of S packed sequences (first 0, last T), none of which sees another; B is 1 then.
 
     Returns
     -------
@@ -47,13 +57,16 @@ def short_long_conv(x: Tensor, short: Tensor, long: Tensor, *, causal: bool = Tr
     CHELA (Liu et al., 2024), Eq. 8.  Sums are kept in float32 (float64 for float64).  The cost is that of the definition,
     2 C (Ks + Kl) operations a position.
     """
-    config = Config(causal)
+    config = Config(causal, cu_seqlens is not None)
     for name, kernel in (("short", short), ("long", long)):
         _check_kernel(name, kernel, causal)
     if isinstance(branches, Tensor) or branches:
         long = merge_branches(long, branches, causal=causal)
     # Taps first: every vector of the compiled loops is then contiguous, as it is in x.
-    (y,) = _call(config, {"x": x, "short": short.t(), "long": long.t()})
+    tensors = {"x": x, "short": short.t(), "long": long.t()}
+    if cu_seqlens is not None:
+        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "x", x)
+    (y,) = _call(config, tensors)
     return y
 
 

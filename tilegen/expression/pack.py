@@ -21,7 +21,7 @@ from typing import Any
 from tvm import ir, te, tirx
 
 from tilegen.errors import ExpressionError
-from tilegen.expression.ragged import BATCH, POSITIONS, Kind, Place, RaggedAxes, Table
+from tilegen.expression.ragged import BATCH, POSITIONS, TABLE, Kind, Place, RaggedAxes, Table
 from tilegen.expression.rebuild import rebuilt
 from tilegen.expression.scalars import const
 from tilegen.expression.scan import scan, scan_inputs, scan_spec
@@ -75,6 +75,7 @@ class Packer(RaggedAxes):
         super().__init__(batch, time, sequences)
         self.done: dict[te.Tensor, te.Tensor] = {}
         self.hidden: set[te.Tensor] = set()
+        self.stores: dict[te.Tensor, te.Tensor] = {}
 
     def pack(self, outputs: Sequence[te.Tensor]) -> list[te.Tensor]:
         """The packed form of `outputs`; what an earlier call packed is used again."""
@@ -275,9 +276,33 @@ class Packer(RaggedAxes):
                     guards += [at >= 0, at < n]
                     if place.owner is None:  # a sequence may be empty: then there is nothing at its start
                         guards += [i >= 0, i < self.length(kind, place)]
+                    elif kind == place.owner:
+                        new = self.stored(new)
                 packed.append(at)
         value = new(*packed)
         return tirx.if_then_else(tirx.all(*guards), value, const(0, str(new.dtype))) if guards else value
+
+    def stored(self, tensor: te.Tensor) -> te.Tensor:
+        """`tensor` as a stage in memory, where it is read at another tile of the sequence and takes more than its inputs.
+
+        Computed where it is read, it would be computed under the guards of that read, and they under those of the next one.
+        """
+        if tensor not in self.stores:
+            attrs = dict(tensor.op.attrs or {}) | TABLE
+            wanted = self.is_derived(tensor)
+            self.stores[tensor] = compute(tensor.shape, lambda *i: tensor(*i), f"{tensor.op.name}_stored", attrs) if wanted else tensor
+        return self.stores[tensor]
+
+    def is_derived(self, tensor: te.Tensor) -> bool:
+        """Whether a stage computes each element from the results of reductions or scans."""
+        op = tensor.op
+        if not isinstance(op, te.ComputeOp) or isinstance(op.body[0], tirx.Reduce):
+            return False
+        return any(
+            not isinstance(x.op, te.PlaceholderOp)
+            and (scan_spec(x.op) is not None or isinstance(getattr(x.op, "body", [None])[0], tirx.Reduce) or self.is_derived(x))
+            for x in op.input_tensors
+        )
 
     def edge(self, kind: int, place: Place, i: Expr) -> Expr | None:
         """The place of local index `i` of a sequence where that is its first or its last one; None elsewhere."""

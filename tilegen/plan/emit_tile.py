@@ -109,7 +109,7 @@ class TileEmitter:
         self.parallel = [k for k in range(self.rank) if k != kernel.walked]
         self.local = {t: self.buffer(t.op.name, list(t.shape), t) for t in kernel.locals}
         self.before = {t: self.buffer(f"{t.op.name}_before", self._unwalked(t), t) for t in kernel.anchors}
-        restarted = [t for t in kernel.anchors if scan_spec(t.op).exclusive and scan_spec(t.op).reset]
+        restarted = [t for t in kernel.anchors if scan_spec(t.op).reset]
         self.entered = {t: self.buffer(f"{t.op.name}_entered", self._unwalked(t), t) for t in restarted}
         self.after = {t: self.buffer(f"{t.op.name}_after", self._unwalked(t), t) for t in kernel.anchors}
 
@@ -191,7 +191,7 @@ class TileEmitter:
 
     def _values(self, outer: Sequence[Any], inner: Sequence[Any], analyzer: Any, extra: Mapping[Any, Any] | None = None) -> TileEvaluator:
         walked = self.kernel.walked
-        came = {t: self.entered.get(t, self.before[t]) for t in self.kernel.anchors}
+        came = {t: self.entered.get(t, self.before[t]) if scan_spec(t.op).exclusive else self.before[t] for t in self.kernel.anchors}
         states = {t: State(t, walked, outer[walked], came[t], self.after[t]) for t in self.kernel.anchors} if walked is not None else {}
         visible = {**self.memory, **self.local, **states, **(extra or {})}
         values = TileEvaluator(self.kernel, visible, self.math, [*outer, *inner], analyzer)
@@ -328,7 +328,7 @@ class TileEmitter:
         self.nest("start", at, self.inner_of(scan), [], body)
 
     def _enter(self, scan: te.Tensor, at: Sequence[Any]) -> None:
-        """The state with which an exclusive scan comes to this tile, which it gives to its readers: another where a sequence starts."""
+        """The state with which a scan comes to this tile: another where a sequence starts.  Readers of an exclusive one get this."""
 
         def body(outer: list[Any], inner: list[Any], _: list[Any], analyzer: sym.Analyzer) -> None:
             place = [*self._parallel_at(outer), *inner]

@@ -103,7 +103,7 @@ class Evaluator:
             spec, sources = scan_spec(anchor.op), scan_inputs(anchor.op)
             before = self._before(anchor)
             if spec.decay:
-                before = before * self._broadcast(sources["decay"])
+                before = before * self._broadcast(sources["decay"], anchor)
             x = self.element(sources["x"], self.full)
             value = combine(spec.kind, before, x)
             self.current[anchor] = self._bind(anchor.op.name, self.math(value))
@@ -119,7 +119,7 @@ class Evaluator:
     def restarted(self, scan: te.Tensor, indices: Sequence[Any], before: Any) -> Any:
         """`before`, or what the element at `indices` takes over where it starts a sequence."""
         spec, sources = scan_spec(scan.op), scan_inputs(scan.op)
-        start = self.element(sources["reset"], _broadcast_indices(sources["reset"], indices))
+        start = self.element(sources["reset"], _broadcast_indices(sources["reset"], indices, scan.shape))
         fresh = self.element(sources["entry"], indices) if spec.entry else identity(spec.kind, str(scan.dtype))
         return tirx.Select(start != 0, fresh, before)
 
@@ -164,7 +164,7 @@ class Evaluator:
         if spec.reset and not restarted:
             before = self.restarted(scan, indices, before)
         if spec.decay:
-            before = before * self.element(sources["decay"], _broadcast_indices(sources["decay"], indices))
+            before = before * self.element(sources["decay"], _broadcast_indices(sources["decay"], indices, scan.shape))
         return self.math(combine(spec.kind, before, self.element(sources["x"], indices)))
 
     def scan_value(
@@ -223,8 +223,8 @@ class Evaluator:
 
         return rewrite(selects(rewrite(expr, ir.Call, load), self.point, self.kernel.space, self.lets), prim.Cast, plain_cast)
 
-    def _broadcast(self, tensor: te.Tensor) -> Any:
-        return self.element(tensor, _broadcast_indices(tensor, self.full))
+    def _broadcast(self, tensor: te.Tensor, scan: te.Tensor | None = None) -> Any:
+        return self.element(tensor, _broadcast_indices(tensor, self.full, [None] * len(self.full) if scan is None else scan.shape))
 
     def _here(self, indices: Sequence[Any]) -> tuple[Any, ...] | None:
         """Which of the point's own indices these are, in order (constants aside); None for an element elsewhere.
@@ -253,9 +253,10 @@ class Evaluator:
         return var
 
 
-def _broadcast_indices(tensor: te.Tensor, indices: Sequence[Any]) -> list[Any]:
-    """`indices` with 0 where `tensor` has one element for all."""
-    return [tirx.const(0, "int32") if const_int(n) == 1 else i for i, n in zip(indices, tensor.shape, strict=True)]
+def _broadcast_indices(tensor: te.Tensor, indices: Sequence[Any], shape: Sequence[Any]) -> list[Any]:
+    """`indices` of an element of `shape` with 0 where `tensor` has one element for all of several."""
+    zero = tirx.const(0, "int32")
+    return [zero if const_int(n) == 1 and (m is None or const_int(m) != 1) else i for i, n, m in zip(indices, tensor.shape, shape, strict=True)]
 
 
 def plain_cast(cast: Any) -> Any:
