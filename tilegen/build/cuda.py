@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tilegen import _tvm
 
 _tvm.ensure()
 
 import tvm  # noqa: E402
-from tvm import s_tir, tirx  # noqa: E402
+from tvm import tirx  # noqa: E402
 from tvm.backend.cuda.host import export_cuda_host  # noqa: E402
 from tvm.tirx import compilation_pipeline  # noqa: E402
 
@@ -33,33 +34,41 @@ from tilegen.mechanisms import Instance  # noqa: E402
 if TYPE_CHECKING:
     from tilegen.build.library import Parts
 
-T = TypeVar("T")
-
 NAME = "tilegen_cuda"
 
 # Loops to unroll are left to nvcc, under `#pragma unroll`: the text stays readable, and arrays of registers stay registers.
 OPTIONS = {"tirx.UnrollLoop": {"explicit_unroll": False}}
 
 
-SPLIT = (
-    SpillKept,
-    tirx.transform.FlattenBuffer(),
-    tirx.transform.BF16ComputeLegalize(),
-    tirx.transform.NarrowDataType(32),
-    TruncateDivisions,
-    tirx.transform.VectorizeLoop(True),
-    tirx.transform.UnrollLoop(),
-    tirx.transform.StmtSimplify(),
-    tirx.transform.RemoveNoOp(),
-    tirx.transform.VerifyMemory(),
-    tirx.transform.AnnotateEntryFunc(),
-    tirx.transform.SplitHostDevice(),
-)
-"""Passes that end with host functions and kernels."""
+_recorded: ContextVar[dict[str, list[dict[str, Any]]]] = ContextVar("launches of what is being compiled")
+
+
+@tvm.transform.module_pass(opt_level=0)
+def RecordLaunches(mod: tvm.IRModule, context: Any) -> tvm.IRModule:
+    """Keep what host functions launch for `kernels`; changes nothing."""
+    if (found := _recorded.get(None)) is not None:
+        found |= launches(mod)
+    return mod
 
 
 def _factory() -> tuple[Any, Any, Any]:
-    body = [*SPLIT, tirx.transform.MakePackedAPI(), tirx.transform.BF16StorageLegalize()]
+    body = [
+        SpillKept,
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        TruncateDivisions,
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        RecordLaunches,
+        tirx.transform.MakePackedAPI(),
+        tirx.transform.BF16StorageLegalize(),
+    ]
     # TVM calls the first of the results as a pass, the other two to get a pass.
     host = [tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()]
     device = [tirx.transform.StmtSimplify(), tirx.transform.LowerIntrin()]
@@ -80,22 +89,22 @@ def generate(parts: Mapping[str, Any], target: BuildTarget) -> str:
     return _generated(parts, target, export_cuda_host)
 
 
-def _generated(parts: Mapping[str, Any], target: BuildTarget, of_module: Callable[[Any], T]) -> T:
-    try:
-        with tvm.transform.PassContext(opt_level=3, config=OPTIONS):
-            return of_module(tvm.compile(tvm.IRModule(dict(parts)), target=target.tvm, tir_pipeline=NAME).mod)
-    except Exception as error:
-        raise BuildError(f"code generation for {target.description['arch']} failed: {error}") from error
-
-
 def kernels(parts: Mapping[str, Any], target: BuildTarget) -> tuple[str, dict[str, list[dict[str, Any]]]]:
     """The text of the kernels alone, and by symbol what each function launches; see `tilegen.build.launches`."""
+    token = _recorded.set({})
+    try:
+        text = _generated(parts, target, lambda module: "\n".join(part.inspect_source("cuda") for part in module.imports))
+        return text, _recorded.get()
+    finally:
+        _recorded.reset(token)
 
-    def both(module: Any) -> tuple[str, dict[str, list[dict[str, Any]]]]:
-        text = "\n".join(imported.inspect_source("cuda") for imported in module.imports)
-        return text, launches(parts, target.tvm, SPLIT)
 
-    return _generated(parts, target, both)
+def _generated(parts: Mapping[str, Any], target: BuildTarget, text: Callable[[Any], str]) -> str:
+    try:
+        with tvm.transform.PassContext(opt_level=3, config=OPTIONS):
+            return text(tvm.compile(tvm.IRModule(dict(parts)), target=target.tvm, tir_pipeline=NAME).mod)
+    except Exception as error:
+        raise BuildError(f"code generation for {target.description['arch']} failed: {error}") from error
 
 
 def build(made: Parts, target: BuildTarget, out: Path, compiler: str) -> tuple[str, dict[str, str]]:

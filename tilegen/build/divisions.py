@@ -45,7 +45,7 @@ def truncated(func: tirx.PrimFunc) -> tirx.PrimFunc:
             bind(node.node.var, 0)
 
     def named(node: Any) -> None:
-        if str(node.var.ty.dtype).startswith("int") and node.var not in known and at_least_zero(node.value):
+        if str(getattr(node.var.ty, "dtype", "")).startswith("int") and node.var not in known and at_least_zero(node.value):
             bind(node.var, 0)
 
     # In program order, so that what a bound value is made of is known before it.

@@ -5,7 +5,7 @@ Sizes are text over the names of symbolic sizes, as in a manifest; see `tilegen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tilegen import _tvm
@@ -23,13 +23,12 @@ _SIGNS = {"Add": "+", "Sub": "-", "Mul": "*", "FloorDiv": "//", "Div": "//"}  # 
 SHARED = "tirx.use_dyn_shared_memory"
 
 
-def launches(parts: Mapping[str, Any], target: Any, passes: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
-    """By symbol the launches of each function in order.
+def launches(mod: tvm.IRModule) -> dict[str, list[dict[str, Any]]]:
+    """By symbol the launches of each host function in order.
 
     Parameters
     ----------
-    parts : scheduled functions by symbol.
-    passes : the lowering up to and with the split into host and device code.
+    mod : a module that has been split into host functions and kernels.
 
     Returns
     -------
@@ -37,9 +36,8 @@ def launches(parts: Mapping[str, Any], target: Any, passes: Sequence[Any]) -> di
         Of each launch ``kernel``, the name in the cubin; ``arguments``: ``{"tensor": name}`` or ``{"size": text}``; ``grid`` and
         ``block``, three sizes each; ``shared``, bytes of dynamic shared memory.
     """
-    mod = tirx.transform.BindTarget(target)(tvm.IRModule(dict(parts)))
-    mod = tvm.transform.Sequential(list(passes))(mod)
-    return {symbol: _of_function(mod[symbol]) for symbol in parts}
+    found = {var.name_hint: _of_function(func) for var, func in mod.functions.items()}
+    return {symbol: made for symbol, made in found.items() if made}
 
 
 def _of_function(func: tirx.PrimFunc) -> list[dict[str, Any]]:
