@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -228,16 +229,20 @@ class Block:
             yield
 
     @contextmanager
-    def _flat(self, extents: Sequence[int]) -> Iterator[list[Any]]:
-        """Loops over all points of a small domain, spread over the threads of the block."""
-        total = 1
-        for n in extents:
-            total *= n
-        rounds = -(-total // self.threads)
+    def _flat(self, extents: Sequence[int], lanes: int = 1) -> Iterator[list[Any]]:
+        """Loops over all points of a small domain, spread over the threads of the block.
+
+        With several `lanes` a point is the business of as many neighbouring threads; threads without a point do the last one
+        again, so that whole warps can exchange values.
+        """
+        total = math.prod(extents)
+        rounds = -(-total * lanes // self.threads)
         with ExitStack() as stack:
             turn = stack.enter_context(T.serial(0, rounds)) if rounds > 1 else tirx.const(0, "int32")
             number = self._let("point", turn * self.threads + self.thread, rounds * self.threads)
-            if total % self.threads:
+            if lanes > 1:
+                number = self._let("element", tirx.min(tirx.truncdiv(number, lanes), total - 1), total)
+            elif total % self.threads:
                 stack.enter_context(T.If(number < total))
                 stack.enter_context(T.Then())
             found: list[Any] = []

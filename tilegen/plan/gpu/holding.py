@@ -1,7 +1,7 @@
 """Which stages a block holds, and what the nest of each reads of the others.
 
-A stage is *held* when it needs loops of its own (a reduction, a scan, a state), when it is an operand of a contraction, or
-when it is costly and read more than once; everything else is computed where it is read.
+A stage is *held* when it needs loops of its own (a reduction, a scan, a state), when it is an operand of a contraction, when
+it is costly and read more than once, or when a loop reads it from memory again and again; everything else is computed where it is read.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Holding:
         self.nodes: dict[te.Tensor, Node] = {}
         self.emits: list[Node] = []
         self.fixed: dict[int, Any] = {}
+        self.sources: dict[te.Tensor, bool] = {}
         self._hold()
 
     def _hold(self) -> None:
@@ -102,10 +103,10 @@ class Holding:
             if found:
                 self.operands[tensor] = found
                 kept += [side.source for side in found if side.source not in kept]
-        # A state whose step is computed point by point from a tile takes that tile as it is.
         while True:
             self.nodes = {}
             self.direct: dict[te.Tensor, set[Any]] = {}
+            self.repeated: list[te.Tensor] = []
             self.keep = set(kept)
             for tensor in kept:
                 self.nodes[tensor] = self._node(tensor)
@@ -115,6 +116,7 @@ class Holding:
                 for t, readers in self.direct.items()
                 if len(readers) > 1 and t not in self.keep and _costly(t) and len(self.inner(t)) <= 2
             ]
+            more += [t for t in dict.fromkeys(self.repeated) if t not in self.keep and t not in more]
             if not more:
                 return
             kept += more
@@ -221,11 +223,24 @@ class Holding:
             if stages.kind(tensor) == "map" and tensor not in self.memory:
                 if self.tiled(tensor) and self.aligned(tensor, at):
                     self.direct.setdefault(tensor, set()).add(reader)
+                    # A reduction or scan reads an element many times, or waits for it: from memory that takes long.
+                    loops = node.role == "scan" or (node.role == "reduce" and node.tensor not in self.operands)
+                    if loops and len(self.inner(tensor)) in (1, 2) and self._from_memory(tensor):
+                        self.repeated.append(tensor)
                 if key not in seen:
                     seen.add(key)
                     stack += [(tensor, t, i) for t, i in stage_reads(tensor, at)]
             elif tensor not in self.memory:
                 raise PlanError(f"kernel '{self.kernel.name}' needs stage '{tensor.op.name}', which no kernel before it writes")
+
+    def _from_memory(self, tensor: te.Tensor) -> bool:
+        """Whether a pointwise stage reads nothing but memory."""
+        if tensor not in self.sources:
+            reads = stage_reads(tensor, list(stages.axes(tensor)))
+            self.sources[tensor] = bool(reads) and all(
+                t in self.memory or (stages.kind(t) == "map" and t not in self.keep and self._from_memory(t)) for t, _ in reads
+            )
+        return self.sources[tensor]
 
     def aligned(self, tensor: te.Tensor, at: list[Any]) -> str | None:
         """ "here" for a read at the kernel's own outer point, "earlier" for the step before of a state, else None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -163,21 +164,41 @@ class Nests(Loading):
             self._store(node, self._values(node, inner).compute(node.tensor), inner)
 
     def _flat_reduce(self, node: Node) -> None:
-        """One thread an element of the result, the reduced axes in order."""
+        """A thread an element of the result, the reduced axes in order; a few elements take several lanes each."""
         self.arena.use(self._used(node), self._writes(node))
         self._clear(node)
         kind, dtype = stages.reduction(node.tensor), str(node.tensor.dtype)
         over = [int(const_int(a.dom.extent)) for a in stages.reduce_axes(node.tensor)]
-        with self._flat(node.extents) as inner:
-            total = T.alloc_buffer([1], dtype, scope="local")
+        total = T.alloc_buffer([1], dtype, scope="local")
+        lanes = self._lanes(node.extents, over)
+        with self._flat(node.extents, lanes) as inner:
             T.buffer_store(total, identity(kind, dtype), [0])
             with ExitStack() as stack:
-                steps = [stack.enter_context(T.serial(0, n)) for n in over]
-                for var, n in zip(steps, over, strict=True):
-                    self.analyzer.bind(var, ir.Range(0, n))
+                *lead, n = over
+                steps = [stack.enter_context(T.serial(0, m)) for m in lead]
+                last = stack.enter_context(T.serial(0, n // lanes))
+                steps.append(last if lanes == 1 else self._let("step", last * lanes + tirx.truncmod(self.thread, lanes)))
+                for var, m in zip(steps, over, strict=True):
+                    self.analyzer.bind(var, ir.Range(0, m))
                 values = self._values(node, inner)
                 T.buffer_store(total, values.reduce_value(node.tensor, steps, total[(0,)]), [0])
-            self._store(node, total[(0,)], inner)
+            mask = lanes // 2
+            while mask:
+                other = T.tvm_warp_shuffle_xor(tirx.const(0xFFFFFFFF, "uint32"), total[(0,)], mask, WARP, WARP)
+                T.buffer_store(total, combine(kind, total[(0,)], other), [0])
+                mask //= 2
+            leads = None
+            if lanes > 1:
+                leads = tirx.all(self.thread < math.prod(node.extents) * lanes, tirx.truncmod(self.thread, lanes) == 0)
+            with self._if(leads):
+                self._store(node, total[(0,)], inner)
+
+    def _lanes(self, extents: Sequence[int], over: Sequence[int]) -> int:
+        """Lanes of a warp that share one element of a result, so that no thread idles while others run long loops."""
+        lanes = 1
+        while lanes < WARP and math.prod(extents) * lanes * 2 <= self.threads and over[-1] % (lanes * 2) == 0:
+            lanes *= 2
+        return lanes
 
     def _scan(self, node: Node) -> None:
         """A scan inside the tile: one thread a line."""

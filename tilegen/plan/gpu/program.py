@@ -12,6 +12,7 @@ a `Layout`), in shared memory, or both; which, follows from where they are read:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,7 +215,7 @@ class Program(Holding):
         if tensor in self.memory:
             return str(tensor.dtype) == self.narrow
         expr = stages.body(tensor)
-        while call_name(expr) == "if_then_else" and _is_zero(expr.args[2]):
+        while call_name(expr) == "if_then_else" and _is_exact(expr.args[2]):
             expr = expr.args[1]
         return isinstance(expr, prim.Cast) and is_load(expr.value) and str(load_tensor(expr.value).dtype) == self.narrow
 
@@ -242,6 +243,9 @@ def _is(at: tuple[Any, ...], point: tuple[Any, ...]) -> bool:
     return len(at) == len(point) and all(hasattr(a, "same_as") and a.same_as(b) for a, b in zip(at, point, strict=True))
 
 
-def _is_zero(expr: Any) -> bool:
+def _is_exact(expr: Any) -> bool:
+    """Whether a constant is the same in every float dtype."""
     value = getattr(expr, "value", None)
-    return isinstance(value, (int, float)) and float(value) == 0.0
+    if call_name(expr) in ("inf", "infinity"):
+        return True
+    return isinstance(value, (int, float)) and (float(value) == 0.0 or math.isinf(value))

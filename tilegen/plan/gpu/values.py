@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isinf
 from typing import Any
 
 from tvm import ir, te, tirx
@@ -13,6 +14,8 @@ from tilegen.plan.evaluate import Evaluator, MathRule
 from tilegen.plan.kernel import Kernel
 
 FUNCTIONS = {"exp", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "pow", "erf"}
+INFINITE = {"float16": 0x7C00, "bfloat16": 0x7F80}
+"""The bits of infinity."""
 Find = Callable[[te.Tensor, list[Any]], Any]
 
 
@@ -90,5 +93,7 @@ def rounded(value: Any, dtype: str) -> Any:
     if call_name(value) == "if_then_else":
         return tirx.if_then_else(value.args[0], rounded(value.args[1], dtype), rounded(value.args[2], dtype))
     if isinstance(value, prim.FloatImm):
-        return tirx.const(float(value.value), dtype)
+        number = float(value.value)
+        # TVM has no literal for a narrow infinity.
+        return tirx.reinterpret(dtype, tirx.const(INFINITE[dtype] | (number < 0) << 15, "uint16")) if isinf(number) else tirx.const(number, dtype)
     return value.astype(dtype)
