@@ -20,9 +20,11 @@ from tests.cuda.emulator import rewrite
 RUNTIME = "libemulator.so"
 _HERE = Path(__file__).parent
 _OPTIONS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-w")
-# Most of the time goes into compiling, not running: hence no optimisation.  Text compiled with the sanitizer's hooks calls back at every access to memory; without strict aliasing, because CUDA text
-# reads vectors from arrays of scalars.  No contraction: results do not depend on the machine's instructions.
+# Text compiled with the sanitizer's hooks calls back at every access to memory.  Compiling takes longer than running: no
+# optimisation.  CUDA text reads vectors from arrays of scalars: no strict aliasing.  Registers that nobody has written to hold
+# huge numbers.  No contraction: results do not depend on the machine's instructions.
 _TEXT_OPTIONS = (*_OPTIONS, "-O0", "-fsanitize=thread", "-fno-strict-aliasing", "-ffp-contract=off")
+_UNWRITTEN = "-ftrivial-auto-var-init=pattern"  # from GCC 12 on
 _RUNTIME_OPTIONS = ("-std=c++17", "-fPIC", "-shared", "-O2", "-Wall", "-Wextra", "-Wl,-Bsymbolic")
 _PRELUDE = """\
 #include "emulator/cuda.h"
@@ -44,7 +46,7 @@ def library(source: str) -> Path:
             cpp, made = Path(work) / "text.cpp", Path(work) / "text.so"
             cpp.write_text(text)
             prelude = folder / "prelude.h"
-            _run([*_compiler(), *_TEXT_OPTIONS, *_includes(), "-include", str(prelude), "-c", str(cpp), "-o", f"{made}.o"], source)
+            _run([*_compiler(), *_text_options(), *_includes(), "-include", str(prelude), "-c", str(cpp), "-o", f"{made}.o"], source)
             _run([*_compiler(), "-shared", f"{made}.o", "-o", str(made), *_libraries(runtime)], source)
             os.replace(made, out)
     return out
@@ -60,7 +62,7 @@ def _folder() -> Path:
 
 @functools.cache
 def _state() -> str:
-    digest = hashlib.sha256(repr((_TEXT_OPTIONS, _RUNTIME_OPTIONS, _PRELUDE, _compiler(), libinfo.find_include_path())).encode())
+    digest = hashlib.sha256(repr((_text_options(), _RUNTIME_OPTIONS, _PRELUDE, _compiler(), libinfo.find_include_path())).encode())
     digest.update(subprocess.run([*_compiler(), "--version"], capture_output=True, check=True).stdout)
     for path in sorted([*_HERE.rglob("*.h"), *_HERE.rglob("*.cpp")]):
         digest.update(path.read_bytes())
@@ -77,7 +79,7 @@ def _runtime(folder: Path) -> Path:
     prelude = folder / "prelude.h"
     if not prelude.exists():
         _written(prelude, _PRELUDE)
-    _once(folder / "prelude.h.gch", [*_TEXT_OPTIONS, "-x", "c++-header", str(prelude)])
+    _once(folder / "prelude.h.gch", [*_text_options(), "-x", "c++-header", str(prelude)])
     return runtime
 
 
@@ -104,6 +106,12 @@ def _compiler() -> tuple[str, ...]:
     if shutil.which(command[0]) is None:
         raise RuntimeError(f"the emulator of CUDA needs the C++ compiler {command[0]}; install g++, or set CXX")
     return command
+
+
+@functools.cache
+def _text_options() -> tuple[str, ...]:
+    known = subprocess.run([*_compiler(), _UNWRITTEN, "-E", "-x", "c++", os.devnull], capture_output=True).returncode == 0
+    return (*_TEXT_OPTIONS, _UNWRITTEN) if known else _TEXT_OPTIONS
 
 
 @functools.cache
