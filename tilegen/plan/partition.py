@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import networkx as nx
 from tvm import te, tirx
 
+from tilegen.expression.ragged import is_table
 from tilegen.expression.walkers import call_name, find, is_load, size_estimate, topological
 from tilegen.plan import stages
 from tilegen.plan.access import anchors_below, fusible, latched, tables_below
@@ -31,13 +32,14 @@ class Partition:
         self.home: dict[te.Tensor, Kernel] = {}  # of anchors
         self.memory: dict[te.Tensor, Kernel] = {}  # tensors written, by the kernel that writes them
         self.order = [op.output(0) for op in topological(self.outputs)]
+        self.tables: list[te.Tensor] = []
         needed = self._needed()
         for tensor in self.order:
             if tensor in needed and stages.is_anchor(tensor) and tensor not in self.ready:
                 self._place(tensor)
         scattered = [anchor for anchor in self.home if stages.kind(anchor) == "scatter"]  # complete only in memory
-        tables = [tensor for tensor in self.order if tensor in tables_below(self.outputs, self.ready)]
-        for tensor in [*tables, *scattered, *self.outputs]:
+        self.tables = [tensor for tensor in self.order if is_table(tensor) and tensor in needed]
+        for tensor in [*self.tables, *scattered, *self.outputs]:
             self.write(tensor)
         for tensor in self._costly_operands(needed):
             self.write(tensor)
@@ -66,9 +68,11 @@ class Partition:
         return next(i for i, known in enumerate(self.kernels) if known is kernel)
 
     def _bound(self, tensor: te.Tensor) -> int:
-        """The index of the last kernel that computes an anchor `tensor` depends on; -1 for none."""
-        below = anchors_below(tensor, self.ready)
-        return max((self._index(self.home[a]) for a in below), default=-1)
+        """The index of the last kernel that computes an anchor or a table `tensor` depends on; -1 for none."""
+        homes = [self.home[a] for a in anchors_below(tensor, self.ready)]
+        if self.tables:
+            homes += [self.memory[t] for t in tables_below([tensor], self.ready) if t in self.memory]
+        return max((self._index(home) for home in homes), default=-1)
 
     def _place(self, anchor: te.Tensor) -> None:
         bound = self._bound(anchor)

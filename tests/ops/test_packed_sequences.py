@@ -1,0 +1,44 @@
+"""Packed sequences: every operator gives each sequence what it gives it alone, values, states and gradients."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from tests.ops.packed_cases import CASES, alone, bounds_of, call, draw, gradients
+
+# One compiled library a case serves every partition.  Sequences shorter than a tile, as long, longer, empty first, last, between.
+LENGTHS = [[23], [5, 1, 18, 3], [16, 32], [0, 7, 0, 0, 17, 0], [1, 1, 2, 1]]
+quick = settings(max_examples=25, deadline=None, derandomize=True)
+partitions = st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(sum)
+
+
+def close(got: list[Tensor], want: list[Tensor], names: list[str]) -> None:
+    for name, a, b in zip(names, got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def check(name: str, lengths: list[int], seed: int) -> None:
+    case = CASES[name]
+    x = draw(case, lengths, seed)
+    kept = [key for key in x if key not in ("m", "held")]
+    leaves = [x[key].requires_grad_() for key in kept]
+    state = bool(case.state)
+    got, want = call(case, x, bounds_of(lengths), state), alone(case, x, lengths, state)
+    close(got, want, ["output", *case.state] if state else ["output"])
+    close(gradients(got, leaves, seed), gradients(want, leaves, seed), [f"gradient of {key}" for key in kept])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda lengths: "-".join(map(str, lengths)))
+@pytest.mark.parametrize("name", CASES, ids=lambda name: name.replace(" ", "-"))
+def test_each_sequence_is_as_alone(name: str, lengths: list[int]) -> None:
+    check(name, lengths, sum(lengths))
+
+
+@quick
+@given(st.sampled_from(sorted(CASES)), partitions, st.integers(0, 2**31))
+def test_any_partition(name: str, lengths: list[int], seed: int) -> None:
+    check(name, lengths, seed)
