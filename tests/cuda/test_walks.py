@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -92,7 +94,7 @@ def test_operators_forward_and_backward(case: str, dtype: str) -> None:
     instance = walks.of(operator, dtype, static, **options)
     for name, result, exact, single in walks.gradients(instance, {"B": 2, "T": 70, "Kl": 6}, groups=4):
         # float32: the order of sums differs from PyTorch's, and a gradient is the difference of larger numbers.
-        slack = 1.0 if dtype == "bfloat16" else 4.0
+        slack = 4.0 if result.dtype == torch.float32 else 1.0
         assert walks.within(result, exact, single, slack), f"{name}: {(result.double() - exact).abs().max():.2e}"
 
 
@@ -108,5 +110,7 @@ def test_repeats_are_bit_equal_in_every_order() -> None:
 def test_every_input_is_loaded_once_a_round() -> None:
     instance = walks.of("elementwise_attention", "bfloat16", {"C": 64}, order=2)
     source = walks.text(instance, plan(instance).functions["forward"], ahead=0)
+    body = source[source.rindex("__launch_bounds__") :]
+    body = body[body.index("{") : body.index("tvm/ffi/c_api.h")]
     # Once for groups that are whole, once for the ragged end.
-    assert [source.count(f"({name}_ptr + ") for name in "qkv"] == [2, 2, 2]
+    assert [len(re.findall(rf"\b{name}_ptr\b", body)) for name in "qkv"] == [2, 2, 2]

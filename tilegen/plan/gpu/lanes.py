@@ -42,6 +42,7 @@ class Vectors(Mapping[te.Tensor, Any]):
 
     Parameters
     ----------
+    first : None where all threads have the same element: of one result, or of results along other axes than the threads'.
     ranges : the loops' own variables, each with the extent that it stays below; `first` is among them.
     """
 
@@ -73,13 +74,13 @@ class Vectors(Mapping[te.Tensor, Any]):
 
     def _offset(self, index: Any) -> int | None:
         """How far `index` lies behind the thread's first element, if it is one of its own."""
-        if const_int(index) is not None:
+        if self.first is None or const_int(index) is not None:
             return None
         known = 0 if index is self.first else const_int(sym.Analyzer().simplify(index - self.first))
         return known if known is not None and 0 <= known < self.width else None
 
     def _varies(self, index: Any) -> bool:
-        return not isinstance(index, int) and any(v.same_as(self.first) for v in variables(index))
+        return self.first is not None and not isinstance(index, int) and any(v.same_as(self.first) for v in variables(index))
 
     def _within(self, index: Any, extent: Any) -> Any:
         """`index`, moved to the nearest element of its axis unless it is there for certain."""

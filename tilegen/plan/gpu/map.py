@@ -11,6 +11,7 @@ from tilegen.expression.walkers import const_int
 from tilegen.plan.evaluate import Evaluator, MathRule
 from tilegen.plan.gpu.func import Buffers, Decisions, launch, name
 from tilegen.plan.gpu.lanes import Vectors, product, registers, store, unravel
+from tilegen.plan.gpu.math import accurate
 from tilegen.plan.kernel import Kernel
 from tilegen.schedules.rule import Gpu
 
@@ -18,6 +19,8 @@ from tilegen.schedules.rule import Gpu
 def lower_map(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
     """Launch a map; decisions: width (elements of a thread), threads (of a block)."""
     width, threads = decisions["width"], decisions["threads"]
+    if all(const_int(extent) is not None for extent in kernel.space):
+        math = accurate  # parameters: little work, and what is made of them is used at every step of a sequence
     space: list[Any] = list(kernel.space)
     if width > 1:
         last = const_int(space[-1])

@@ -31,7 +31,7 @@ from tilegen.plan.evaluate import Evaluator, MathRule, combine
 from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
 from tilegen.plan.gpu.lanes import neighbours, registers
 from tilegen.plan.gpu.walk_exchange import Exchange, Shape
-from tilegen.plan.gpu.walk_reads import Held, Place, Reads, Recorder, Window, load
+from tilegen.plan.gpu.walk_reads import Held, Place, Reads, Recorder, Window, load, row_stride, rows
 from tilegen.plan.gpu.walk_strata import Stratum, closure, decay_of, reductions_of, scans_of, strata
 from tilegen.plan.gpu.walk_values import Step, neutral
 from tilegen.plan.kernel import Kernel
@@ -118,6 +118,8 @@ class Walk:
             rest = tirx.floordiv(rest, extent)
         if own:
             lead.insert(0, rest)
+        if lead:
+            lead[0] = lead[0].astype("int64")  # and with it every offset: tensors may have more than 2^31 elements
         self.lead = [name(f"p{k}", T.Bind(at)) for k, at in enumerate(lead)]
         self.fits: Any = None
         self.places = list(self.lead)
@@ -251,25 +253,19 @@ class Walk:
         low, high = min(w.low for w in windows), max(w.high for w in windows)
         extent, steps = self.kernel.extent, self.shape.steps
 
-        def fill(near: Any) -> None:
+        def fill(near: Any, reverse: bool | None) -> None:
             for window, target in zip(windows, targets, strict=True):
-                step = lambda slot, low=window.low: start + (slot + low)
+                at = lambda slot, low=window.low: self._time(near(start + (slot + low)))  # noqa: E731
                 slots = steps + window.high - window.low
-                load(
-                    window,
-                    self.buffers[window.tensor],
-                    target,
-                    slots,
-                    self.places,
-                    lambda slot, step=step: self._time(near(step(slot))),
-                )
+                load(window, self.buffers[window.tensor], target, slots, self.places, at, reverse)
 
         whole = start + (steps + high) <= extent
-        with T.If(tirx.all(start + low >= 0, whole) if low < 0 else whole):
-            with T.Then():
-                fill(lambda step: step)
-            with T.Else():
-                fill(lambda step: tirx.min(tirx.max(step, 0), extent - 1) if low < 0 else tirx.min(step, extent - 1))
+        # Said in other words, not as the other branch: nvcc would join the two, and compute all addresses step by step.
+        ragged = extent - start < steps + high
+        with T.If(tirx.all(start >= -low, whole) if low < 0 else whole), T.Then():
+            fill(lambda step: step, self.kernel.reverse)
+        with T.If(tirx.any(start < -low, ragged) if low < 0 else ragged), T.Then():
+            fill(lambda step: tirx.min(tirx.max(step, 0), extent - 1) if low < 0 else tirx.min(step, extent - 1), None)
 
     # ---------------------------------------------------------------- passes
 
@@ -395,6 +391,7 @@ class Walk:
             with T.unroll(0, width) as lane:
                 for scan in needed:
                     T.buffer_store(self.run[scan], self.begin[scan][lane], [lane])
+        near = self._near(start)
         with self._steps(start) as (at, step, time):
             exists = T.Bind(step < kernel.extent)
             with T.unroll(0, width) as lane:
@@ -412,12 +409,28 @@ class Walk:
             if self.out:
                 with T.If(exists if self.fits is None else tirx.all(exists, self.fits)), T.Then():
                     for emitted, buffer in self.out.items():
-                        self._write(emitted, buffer, time)
+                        self._write(emitted, buffer, near.get(emitted), at, time)
 
-    def _write(self, emitted: te.Tensor, buffer: Any, time: Any) -> None:
-        # Neighbouring channels lie next to each other unless the walked axis is the innermost one.
-        contiguous = self.lane is not None and self.kernel.position <= self.lane
-        with neighbours(self.shape.width) if contiguous else T.unroll(0, self.shape.width) as lane:
+    def _near(self, start: Any) -> dict[te.Tensor, tuple[Any, int]]:
+        """For every result that has neighbouring channels next to each other: its rows from this group on, and their distance."""
+        if self.lane is None or self.kernel.position > self.lane:
+            return {}
+        first = self._time(start + (self.shape.steps - 1) if self.kernel.reverse else start)
+        found = {}
+        for emitted in self.out:
+            stride = row_stride(emitted, self.kernel.position)
+            if stride is not None:
+                found[emitted] = rows(self.buffers[emitted], self._full(self.places, first)), stride
+        return found
+
+    def _write(self, emitted: te.Tensor, buffer: Any, near: tuple[Any, int] | None, at: Any, time: Any) -> None:
+        width = self.shape.width
+        if near is not None:
+            row = self.shape.steps - 1 - at if self.kernel.reverse else at
+            with neighbours(width) as lane:
+                T.buffer_store(near[0], buffer[lane], [row * near[1] + lane])
+            return
+        with T.unroll(0, width) as lane:
             point = [*self.lead] if self.lane is None else [*self.lead, self.places[-1] + lane]
             T.buffer_store(self.buffers[emitted], buffer[lane], self._full(point, time))
 

@@ -7,6 +7,7 @@ walk; anything else is read where it is used, at a place that always exists.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,9 @@ Pattern = tuple[tuple[str, int], ...]
 
 STEADY_REGISTERS = 40
 """What does not change along a walk is kept in at most so many registers; more is read from the cache again and again."""
+
+FAR = 1 << 30
+"""Elements of a buffer whose end nobody asks for."""
 
 
 @dataclass
@@ -68,6 +72,23 @@ class Window:
     high: int = 0
     now: Any = None
     ahead: Any = None
+
+    @property
+    def axis(self) -> int:
+        """The walked axis of the tensor."""
+        return [kind for kind, _ in self.key].index("step")
+
+    def indices(self, places: Sequence[Any], time: Any, lane: Any) -> list[Any]:
+        """The element of one channel at an index of the walked axis."""
+        found = []
+        for kind, value in self.key:
+            if kind == "const":
+                found.append(tirx.const(value, "int32"))
+            elif kind == "step":
+                found.append(time)
+            else:
+                found.append(places[value] + lane if value == self.lane else places[value])
+        return found
 
     @property
     def moves(self) -> bool:
@@ -178,17 +199,38 @@ def inside(index: Any, extent: Any, ranges: Sequence[tuple[Any, Any]]) -> Any:
     return index if below(index, extent, ranges) else tirx.max(tirx.min(index, extent - 1), 0)
 
 
-def load(window: Window, source: Any, target: Any, slots: int, places: Sequence[Any], at: Any) -> None:
-    """Fill `slots` steps of `target`: `places` are the first indices of the point, `at(slot)` the walked index of a slot."""
+def row_stride(tensor: te.Tensor, axis: int) -> int | None:
+    """Elements between neighbours along an axis, if that number is static."""
+    extents = [const_int(n) for n in tensor.shape[axis + 1 :]]
+    return math.prod(n for n in extents if n is not None) if None not in extents else None
+
+
+def rows(buffer: Any, first: Sequence[Any]) -> Any:
+    """`buffer` from the element at `first` on: what is read near it needs no offset of 64 bits, and often none but a constant."""
+    pointer = T.Bind(T.address_of(buffer[tuple(first)]))
+    return T.decl_buffer([FAR], str(buffer.dtype), data=pointer, scope="global")
+
+
+def load(
+    window: Window, source: Any, target: Any, slots: int, places: Sequence[Any], at: Any, reverse: bool | None = None
+) -> None:
+    """Fill `slots` steps of `target`.
+
+    Parameters
+    ----------
+    places : the first indices of the point.
+    at : gives the index on the walked axis by slot.
+    reverse : whether indices fall from slot to slot; None if they do not follow each other, as where they are held back at an end.
+    """
+    neighbouring = window.vector or window.width == 1
+    stride = row_stride(window.tensor, window.axis) if window.moves and neighbouring and reverse is not None else None
+    if stride is not None:
+        near = rows(source, window.indices(places, at(slots - 1 if reverse else 0), 0))
+        with T.unroll(0, slots) as slot, neighbours(window.width) as lane:
+            row = slots - 1 - slot if reverse else slot
+            T.buffer_store(target, near[row * stride + lane], [slot, lane])
+        return
     with T.unroll(0, slots) as slot:
         moved = T.Bind(at(slot)) if window.moves else None
         with neighbours(window.width) if window.vector else T.unroll(0, window.width) as lane:
-            indices = []
-            for kind, value in window.key:
-                if kind == "const":
-                    indices.append(tirx.const(value, "int32"))
-                elif kind == "step":
-                    indices.append(moved)
-                else:
-                    indices.append(places[value] + lane if value == window.lane else places[value])
-            T.buffer_store(target, source[tuple(indices)], [slot, lane])
+            T.buffer_store(target, source[tuple(window.indices(places, moved, lane))], [slot, lane])
