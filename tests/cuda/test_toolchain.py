@@ -203,3 +203,21 @@ def test_equal_operators_give_equal_libraries(bundle, tmp_path):
 
     library.compile(scaled.instance(), tmp_path, target="sm_80,sm_90", functions=("forward", "backward"), compiler="nvcc")
     assert read(tmp_path)[0].files == read(bundle)[0].files
+
+
+def test_what_may_be_negative_is_divided_with_care():
+    from tvm import tirx
+
+    from tilegen.build.divisions import truncated
+
+    n, i = tirx.Var("n", "int32"), tirx.Var("i", "int32")
+    out = tirx.decl_buffer((n,), "int32", name="out")
+
+    def body(value):
+        loop = tirx.For(i, 0, n, tirx.ForKind.SERIAL, tirx.BufferStore(out, value, [i]))
+        return truncated(tirx.PrimFunc([out], loop)).body.body.value
+
+    assert type(body(tirx.floordiv(i + 1, n))).__name__ == "Div" and type(body(tirx.floormod(i, n))).__name__ == "Mod"
+    assert (
+        type(body(tirx.floordiv(i - 1, n))).__name__ == "FloorDiv" and type(body(tirx.floormod(i - n, n))).__name__ == "FloorMod"
+    )

@@ -22,17 +22,20 @@ from tilegen.errors import BuildError
 
 _TEXT = "kernels.cu"
 _TIMEOUT = 1800  # seconds; large kernels take minutes to optimise
-_OPTIONS = (
+_DEVICE = (
     "-std=c++17",
+    "--ptxas-options=-v",
+    # Unused functions, and statements without effect, are normal in generated text.
+    "-diag-suppress=174,177",
+)
+_OPTIONS = (
+    *_DEVICE,
     "-O3",
     "-shared",
     # Nothing but the entry points is seen from outside: two libraries in one process have functions of the same names.
     "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden",
     "-Xlinker=-z,noexecstack,--build-id=none,--strip-all",
     "-cudart=static",
-    "--ptxas-options=-v",
-    # Unused functions, and statements without effect, are normal in generated text.
-    "-diag-suppress=174,177",
 )
 # Contraction of a*b+c into one instruction stays on, as in torch's own kernels; --use_fast_math, which flushes subnormal
 # numbers and approximates division and square roots, stays off.
@@ -74,6 +77,17 @@ def find() -> str | None:
     return next((path for candidate in candidates if (path := shutil.which(candidate))), None)
 
 
+def required() -> str:
+    """The path of nvcc; raises BuildError when it is nowhere."""
+    path = find()
+    if path is None:
+        raise BuildError(
+            "no nvcc was found (looked at $CUDACXX, PATH, $CUDA_HOME, the Python package nvidia-cuda-nvcc and /usr/local/cuda); "
+            "install the CUDA toolkit, or its compiler alone: pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
+        )
+    return path
+
+
 def _wheels() -> list[str]:
     """Where pip installs nvcc: ``nvidia/cu13/bin/nvcc`` beside the other wheels of that name."""
     spec = importlib.util.find_spec("nvidia")
@@ -94,12 +108,7 @@ def compile(source: str, out: Path, archs: Sequence[str]) -> list[Resources]:
     BuildError
         When there is no nvcc, it does not know an architecture, or it fails.
     """
-    path = find()
-    if path is None:
-        raise BuildError(
-            "no nvcc was found (looked at $CUDACXX, PATH, $CUDA_HOME, the Python package nvidia-cuda-nvcc and /usr/local/cuda); "
-            "install the CUDA toolkit, or its compiler alone: pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
-        )
+    path = required()
     codes = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (arch.removeprefix("sm_") for arch in archs)]
     with tempfile.TemporaryDirectory(prefix="tilegen-nvcc-") as folder:
         (Path(folder) / _TEXT).write_text(source)
@@ -113,6 +122,19 @@ def compile(source: str, out: Path, archs: Sequence[str]) -> list[Resources]:
         said = _run([path, *_OPTIONS, *threads, *split, *codes, *places, f"-I{_include()}", "-o", out.name, _TEXT], folder)
         shutil.move(Path(folder) / out.name, out)
     return parse(said)
+
+
+def examine(kernels: str, arch: str) -> list[Resources]:
+    """The resources of kernels on one architecture, from their text without launchers; makes no library.
+
+    Raises
+    ------
+    BuildError
+        As `compile`.
+    """
+    with tempfile.TemporaryDirectory(prefix="tilegen-nvcc-") as folder:
+        (Path(folder) / _TEXT).write_text(kernels)
+        return parse(_run([required(), *_DEVICE, f"-arch={arch}", "-cubin", "-o", "kernels.cubin", _TEXT], folder))
 
 
 def parse(said: str) -> list[Resources]:
