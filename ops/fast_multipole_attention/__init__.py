@@ -35,6 +35,7 @@ class Config:
     scale : factor of the logits; None is D^-0.5.
     return_state : hand back the state from which decoding goes on.
     step : one decoding step.
+    packed : several sequences in one row, each with groups of its own.
     """
 
     block: int = 64
@@ -47,6 +48,7 @@ class Config:
     scale: float | None = None
     return_state: bool = False
     step: bool = False
+    packed: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (("block", 1, None), ("rank", 1, None), ("levels", 0, MAX_LEVELS)):
@@ -54,7 +56,7 @@ class Config:
             if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
                 bounds = f"of at least {least}" if most is None else f"between {least} and {most}"
                 raise ArgumentError(f"{name} is {value!r}, must be an integer {bounds}")
-        for name in ("learned", "causal", "count_bias", "phantom_keys", "return_state", "step"):
+        for name in ("learned", "causal", "count_bias", "phantom_keys", "return_state", "step", "packed"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
         scale = self.scale
@@ -105,7 +107,7 @@ def state_specs(config: Config, suffix: str = "") -> tuple[ArgSpec, ...]:
     return (
         *[ArgSpec(f"near_{name}{suffix}", near) for name in "kv"],
         *sums,
-        ArgSpec("position" + suffix, (1,), "int32", differentiable=False),
+        ArgSpec("position" + suffix, ("B",), "int32", differentiable=False),
     )
 
 
@@ -123,7 +125,7 @@ def outputs(config: Config) -> tuple[ArgSpec, ...]:
 
 def step_config(config: Config) -> Config | None:
     """The config of one decoding step (T = 1); the bidirectional form has none."""
-    return dataclasses.replace(config, step=True, return_state=True) if config.causal else None
+    return dataclasses.replace(config, step=True, return_state=True, packed=False) if config.causal else None
 
 
 MECHANISM = register(
@@ -138,5 +140,6 @@ MECHANISM = register(
         reference=reference.forward,
         representative={"B": 1, "T": 2048, "H": 4, "D": 64},
         step=step_config,
+        tiles=lambda config: (config.block, *(config.width(level) for level in range(1, config.levels + 1))),
     )
 )

@@ -301,7 +301,7 @@ def count_bias(config: Any, dims: Any, I: Any, x: Any) -> Any:  # noqa: E741
 
 
 def state(config: Any, dims: Any, k: Tensor, v: Tensor, sums: Mapping[str, list[Tensor]]) -> tuple[Tensor, ...]:
-    """What `step` goes on from: near_k, near_v [B, H, 2m, D], far_k, far_v [B, H, L, 4, P, D], position [1]."""
+    """What `step` goes on from: near_k, near_v [B, H, 2m, D], far_k, far_v [B, H, L, 4, P, D], position [B]."""
     m, T = config.block, dims.T
     last = floordiv(T - 1, m)  # the block of the last token
 
@@ -325,7 +325,7 @@ def state(config: Any, dims: Any, k: Tensor, v: Tensor, sums: Mapping[str, list[
         return stacked(config, dims, slots, f"far_{name}_out")
 
     distant = [far(name) for name in "kv"] if config.levels else []
-    return (near(k, "near_k_out"), near(v, "near_v_out"), *distant, compute((1,), lambda i: cast(T + i, "int32"), name="position_out"))
+    return (near(k, "near_k_out"), near(v, "near_v_out"), *distant, compute((dims.B,), lambda b: cast(T, "int32"), name="position_out"))
 
 
 def stacked(config: Any, dims: Any, slots: list[Tensor], name: str) -> Tensor:

@@ -12,6 +12,7 @@ from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ACC
 from tilegen.ops.fast_multipole_attention import MECHANISM, SLOTS, Config
 from tilegen.torch import operator
+from tilegen.torch.packing import longest_in_debug, tables
 from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
@@ -24,7 +25,7 @@ class FastMultipoleAttentionState(NamedTuple):
         no token yet; in the dtype of q.
     far_k, far_v : [B, H, L, 4, p, D], at every level the sums of the two groups before the last token's pair of groups and of the
         two in it, without bias and not divided; float32, or float64 beside float64 arguments.
-    position : [1] int32, the number of tokens so far, the same for all sequences of the batch.
+    position : [B] int32, the number of tokens so far.
 
     Being tensors only, a state is saved with `torch.save` and moved with ``.to``, field by field.
     """
@@ -55,6 +56,7 @@ class Options(Weights, total=False):
     count_bias: bool
     phantom_keys: bool
     scale: float | None
+    cu_seqlens: Tensor | None
 
 
 def fast_multipole_attention_levels(length: int, block: int = 64) -> int:
@@ -90,7 +92,7 @@ def fast_multipole_attention_init_state(
         raise ArgumentError(f"dtype is {dtype}, must be one of {', '.join(f'torch.{known}' for known in ACC)}")
     near = torch.zeros(batch, heads, 2 * block, dim, dtype=dtype, device=device)
     far = torch.zeros(batch, heads, levels, SLOTS, rank, dim, dtype=DTYPES[ACC[name]], device=device)
-    position = torch.zeros(1, dtype=torch.int32, device=device)
+    position = torch.zeros(batch, dtype=torch.int32, device=device)
     return FastMultipoleAttentionState(near, near.clone(), far, far.clone(), position)
 
 
@@ -123,6 +125,7 @@ def fast_multipole_attention(
     phantom_keys: bool = False,
     scale: float | None = None,
     return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, FastMultipoleAttentionState]:
     """Fast multipole attention: softmax attention over near keys as they are and far keys as summaries, in O(T log T).
 
@@ -147,6 +150,9 @@ def fast_multipole_attention(
         the released code of the authors; causal only.  (With `count_bias` that code divides w_l by p in integers.)
     scale : factor of q k; None is D^-0.5.
     return_state : also return the state after position T - 1; causal only.
+    cu_seqlens : int32 [S+1], the bounds of S packed sequences (first 0, last T), each with blocks and groups of its own; B is 1
+        then, and states have S in its place.  Each sequence may have up to m 2^(L+1) tokens, which is checked with
+        ``TILEGEN_DEBUG=1`` only.
 
     Returns
     -------
@@ -164,16 +170,19 @@ def fast_multipole_attention(
     queries (FMA-linear) is not built: how it is put together has not been published.  A row of a causal prefix does not depend
     on what follows, nor on T.  Differentiable once, in q, k, v, weights and biases.
     """
-    learned = k_weights is not None or v_weights is not None
+    learned, packed = k_weights is not None or v_weights is not None, cu_seqlens is not None
     if levels is None:
         levels = len(k_weights or v_weights or ()) if learned else fast_multipole_attention_levels(_length(q), _block(block))
-    config = Config(block, rank, levels, learned, causal, count_bias, phantom_keys, scale, return_state)
-    if _length(q) > config.capacity:
+    config = Config(block, rank, levels, learned, causal, count_bias, phantom_keys, scale, return_state, packed=packed)
+    longest = _length(q) if cu_seqlens is None else longest_in_debug(cu_seqlens)
+    if longest is not None and longest > config.capacity:
         raise ArgumentError(
-            f"q has T = {_length(q)} tokens, must have at most block 2^(levels + 1) = {config.capacity} with levels = {levels} and "
+            f"q has {'a sequence of ' if packed else 'T = '}{longest} tokens, must have at most block 2^(levels + 1) = {config.capacity} with levels = {levels} and "
             f"block = {block}; {'pass weights of more levels' if learned else 'raise levels'}"
         )
     tensors = {"q": q, "k": k, "v": v} | _weights(config, q, k_weights, v_weights, k_biases, v_biases)
+    if packed:
+        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
     y, *state = _call(config, tensors)
     return (y, _state(config, state)) if return_state else y
 
@@ -243,11 +252,11 @@ def _block(block: Any) -> int:
 
 def _require_room(config: Config, position: Tensor) -> None:
     """Refuse a step beyond the levels; only where reading the position costs no synchronisation."""
-    if torch.compiler.is_compiling() or position.device.type != "cpu" or position.numel() != 1:
+    if torch.compiler.is_compiling() or position.device.type != "cpu" or not position.numel():
         return
-    if int(position) >= config.capacity:
+    if (last := int(position.max())) >= config.capacity:
         raise ArgumentError(
-            f"state has position {int(position)}, must be below block 2^(levels + 1) = {config.capacity}; make it with more levels"
+            f"state has position {last}, must be below block 2^(levels + 1) = {config.capacity}; make it with more levels"
         )
 
 

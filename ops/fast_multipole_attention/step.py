@@ -54,7 +54,7 @@ def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, position: T
     keys, values = (visible_list(config, dims, near[name], far[name], position, name, rest) for name in "kv")
     y = attend(config, dims, q, keys, values, position)
     distant = [stacked(config, dims, far[name], f"far_{name}_out") for name in "kv"] if config.levels else []
-    return (y, near["k"], near["v"], *distant, compute((1,), lambda i: position[i] + 1, name="position_out"))
+    return (y, near["k"], near["v"], *distant, compute((dims.B,), lambda b: position[b] + 1, name="position_out"))
 
 
 def with_token(config: Any, dims: Any, old: Tensor, token: Tensor, position: Tensor, name: str) -> Tensor:
@@ -62,7 +62,7 @@ def with_token(config: Any, dims: Any, old: Tensor, token: Tensor, position: Ten
     m, zero = config.block, const(0, dims.io)
 
     def body(b: Any, h: Any, s: Any, d: Any) -> Any:
-        at = floormod(position[0], m)
+        at = floormod(position[b], m)
         moved = if_then_else(s < m, old[b, h, s + m, d], zero)
         kept = if_then_else(at == 0, moved, old[b, h, s, d])
         return if_then_else(s == at + m, token[b, h, d], kept)
@@ -77,7 +77,7 @@ def share(
     w, P = config.width(level), config.rank
 
     def body(b: Any, h: Any, r: Any, d: Any) -> Any:
-        u, value = floormod(position[0], w), cast(token[b, h, d], dims.acc)
+        u, value = floormod(position[b], w), cast(token[b, h, d], dims.acc)
         if config.learned:
             return value * cast(given[f"w{name}{level}"][d, r, u], dims.acc)
         return if_then_else(floordiv(u, w // P) == r, value, const(0, dims.acc))
@@ -90,7 +90,7 @@ def with_share(config: Any, dims: Any, old: Tensor, added: Tensor, position: Ten
     w, zero = config.width(level), const(0, dims.acc)
 
     def body(b: Any, h: Any, s: Any, r: Any, d: Any) -> Any:
-        t = position[0]
+        t = position[b]
         moved = if_then_else(s < 2, old[b, h, level - 1, s + 2, r, d], zero)
         kept = if_then_else(floormod(t, 2 * w) == 0, moved, old[b, h, level - 1, s, r, d])
         return kept + if_then_else(s == floormod(floordiv(t, w), 2) + 2, added[b, h, r, d], zero)
@@ -113,7 +113,7 @@ def visible_list(
             total = far[level - 1][b, h, s, r, d]
             if not config.learned:
                 return total * const(P / config.width(level), dims.acc)
-            exists = position[0] >= 2 * config.width(level)
+            exists = position[b] >= 2 * config.width(level)
             return total + if_then_else(exists, cast(given[f"b{name}{level}"][d, r], dims.acc), zero)
 
         far_keys.append(compute((*lead, 2, P, dims.D), body, name=f"{name}_far{level}"))
@@ -129,7 +129,7 @@ def attend(config: Any, dims: Any, q: Tensor, keys: Tensor, values: Tensor, posi
     logit = compute(
         (*rows, N),
         lambda b, h, i, x: if_then_else(
-            seen(config, position[0], x), score[b, h, i, x] + count_bias(config, dims, 0, x), const(MASKED, dims.acc)
+            seen(config, position[b], x), score[b, h, i, x] + count_bias(config, dims, 0, x), const(MASKED, dims.acc)
         ),
         name="logit",
     )

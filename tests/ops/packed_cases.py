@@ -18,8 +18,9 @@ H, N = 2, 10
 class Case:
     """An operator with its arguments by shape: "T" and "S" are the tokens and the sequences of a pack.
 
-    rows : arguments that are cut into sequences; shared : those that all sequences share; state : fields of the initial state, and
-    which of them have a gradient; made : makes the state from its fields.
+    rows : arguments that are cut into sequences; shared : those that all sequences share; state : fields of the initial state;
+    made : makes the state from its fields; begun : the fields of one state without a past, where
+    none is given.
     """
 
     op: Callable[..., Any]
@@ -27,6 +28,7 @@ class Case:
     shared: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     state: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     made: Callable[..., Any] | None = None
+    begun: Callable[[], tuple[Tensor, ...]] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +65,18 @@ CASES = {
         made=ops.LocalAttentionState,
         options={"window": 5, "chunk": 16},
     ),
+    "elementwise_attention from nothing": Case(
+        ops.elementwise_attention,
+        {name: (1, "T", 3) for name in KEYS},
+        begun=lambda: ops.elementwise_attention_init_state(1, 3, order=2, dtype=torch.float64),
+        options={"order": 2},
+    ),
+    "fast_multipole_attention": Case(
+        ops.fast_multipole_attention,
+        HEADS,
+        begun=lambda: ops.fast_multipole_attention_init_state(1, H, 12, levels=2, block=8, rank=2, dtype=torch.float64),
+        options={"block": 8, "rank": 2, "levels": 2},
+    ),
     "short_long_conv": Case(ops.short_long_conv, {"x": (1, "T", 3)}, {"short": (3, 3), "long": (3, 9)}),
     "ema": Case(
         ops.ema,
@@ -95,8 +109,10 @@ def draw(case: Case, lengths: list[int], seed: int, dtype: torch.dtype = torch.f
 def call(case: Case, x: dict[str, Tensor], bounds: Tensor | None, state: bool) -> list[Tensor]:
     """The operator on a pack, or on one sequence without `bounds`: the output and the fields of the final state."""
     options = dict(case.options) | ({} if bounds is None else {"cu_seqlens": bounds})
+    if state:
+        options["return_state"] = True
     if state and case.made is not None:
-        options |= {"initial_state": case.made(*[x[name] for name in case.state]), "return_state": True}
+        options["initial_state"] = case.made(*[x[name] for name in case.state])
     result = case.op(**{name: x[name] for name in (*case.rows, *case.shared)}, **options)
     if not isinstance(result, tuple):
         return [result]
@@ -116,7 +132,8 @@ def alone(case: Case, x: dict[str, Tensor], lengths: list[int], state: bool) -> 
         if length:
             parts.append(call(case, own, None, state))
         else:
-            parts.append([next(iter(own.values())).new_zeros(0), *([own[name] for name in case.state] if state else [])])
+            kept = [own[name] for name in case.state] if case.begun is None else case.begun()
+            parts.append([torch.empty(0), *(kept if state else ())])
     y = torch.cat([part[0] for part, length in zip(parts, lengths, strict=True) if length], 1)
     return [y, *[torch.cat(fields) for fields in list(zip(*parts, strict=True))[1:]]]
 

@@ -26,9 +26,9 @@ def check(name: str, lengths: list[int], seed: int) -> None:
     x = draw(case, lengths, seed)
     kept = [key for key in x if key not in ("m", "held")]
     leaves = [x[key].requires_grad_() for key in kept]
-    state = bool(case.state)
+    state = bool(case.state) or case.begun is not None
     got, want = call(case, x, bounds_of(lengths), state), alone(case, x, lengths, state)
-    close(got, want, ["output", *case.state] if state else ["output"])
+    close(got, want, ["output", *[f"state {k}" for k in range(len(got) - 1)]])
     close(gradients(got, leaves, seed), gradients(want, leaves, seed), [f"gradient of {key}" for key in kept])
 
 

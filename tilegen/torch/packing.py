@@ -62,6 +62,13 @@ def _check_values(cu_seqlens: Tensor, name: str, time: int) -> None:
             )
 
 
+def longest_in_debug(cu_seqlens: Any) -> int | None:
+    """The longest of packed sequences, which only debug mode reads from the device; None elsewhere."""
+    if not settings.debug() or torch.compiler.is_compiling() or not isinstance(cu_seqlens, Tensor) or cu_seqlens.numel() < 2:
+        return None
+    return int(cu_seqlens.diff().max())
+
+
 def tables(lengths: Sequence[int], cu_seqlens: Any, name: str, x: Any) -> dict[str, Tensor]:
     """The tables by which a library finds packed sequences, made on their device from `cu_seqlens` [S+1] for `x` [1, T, ...].
 
