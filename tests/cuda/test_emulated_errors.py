@@ -26,7 +26,11 @@ def of(body: str, **options: int | bool) -> str:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_missing_barrier_is_a_race(order: str) -> None:
-    raises(of("tile[t] = x[t];\ny[t] = tile[63 - t];"), "kernel kernel, block .*: race: thread .* with no barrier between", order=order)
+    raises(
+        of("tile[t] = x[t];\ny[t] = tile[63 - t];"),
+        "kernel kernel, block .*: race: thread .* with no barrier between",
+        order=order,
+    )
 
 
 def test_a_barrier_orders() -> None:
@@ -57,6 +61,14 @@ def test_blocks_that_write_the_same_element_race() -> None:
 def test_blocks_that_read_what_others_write_race(order: str) -> None:
     body = "int b = (int)blockIdx.x;\ny[64 * b + t] = 1.0f;\nx[64 * b + t] = y[64 * (1 - b) + t];"
     raises(of(body, blocks=2), "race: .*another block", order=order)
+
+
+def test_one_order_shows_a_race_that_another_hides() -> None:
+    """Of the blocks that read an element, the emulator remembers the last: here the one that writes it, unless it runs first."""
+    body = "if (t == 0) {\nfloat first = y[0];\nif ((int)blockIdx.x == 1) y[0] = first + 1.0f;\nx[blockIdx.x] = first;\n}"
+    x, y = aligned((64,), torch.float32), aligned((1,), torch.float32).fill_(0)
+    emulate(of(body, blocks=2))(x, y, order="forward")
+    raises(of(body, blocks=2), "race: .*y, which another block writes", order="reverse")
 
 
 def test_an_overrun_of_shared_memory_names_the_kernel() -> None:

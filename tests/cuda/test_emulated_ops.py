@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda.emulator import EmulatedInstance, emulated
+from tests.cuda.emulator import EmulatedError, EmulatedInstance, EmulatedModule, emulated
 from tests.cuda.emulator.module import ORDERS
 from tilegen import mechanisms
 from tilegen.bench.check import SumsInOwnDtype, judge, require, verdict
@@ -55,7 +56,8 @@ VARIANTS = [
     Case("ema", {"C": 19, "N": 3}, {"causal": False}),
     Case("fast_multipole_attention", {"D": 24}, {"block": 32, "levels": 1, "count_bias": True, "causal": False}),
     Case("linear_attention", {"D": 24, "E": 40}, {"chunk": 16, "decay": "token"}),
-    Case("linear_attention", HEADS, {"chunk": 32, "normalize": True}),
+    Case("linear_attention", HEADS, {"chunk": 32, "normalize": True, "decay": "head"}),
+    Case("linear_attention", {"D": 64, "E": 64}),
     Case("local_attention", HEADS, {"window": 7, "kind": "relu2", "causal": False, "chunk": 16}),
     Case("short_long_conv", {"C": 19, "Ks": 3}, {"causal": False}, sizes={"Kl": 5}),
 ]
@@ -172,6 +174,20 @@ def test_results_do_not_depend_on_the_order_of_threads(case: Case) -> None:
     made = functions.run("forward", given, tuple(ORDERS))
     grads = {f"grad_{spec.name}": made[spec.name] for spec in instance.mechanism.outputs(instance.config)}
     functions.run("backward", given | made | grads, tuple(ORDERS))
+
+
+def test_without_any_one_of_its_barriers_a_kernel_races() -> None:
+    """Neither is a barrier missing, nor is one too many."""
+    case = CASES[4]
+    instance = case.instance("bfloat16")
+    functions = EmulatedInstance(instance, ("forward",))
+    given, source, barrier = draw(instance, case), functions.source, "__syncthreads();"
+    places = [match.start() for match in re.finditer(re.escape(barrier), source)]
+    assert len(places) > 1
+    for at in places:
+        functions.module = EmulatedModule(source[:at] + ";" + source[at + len(barrier) :])
+        with pytest.raises(EmulatedError, match="race: "):
+            functions.run("forward", given)
 
 
 @pytest.mark.parametrize("time", [1, 16, 65], ids="T{}".format)

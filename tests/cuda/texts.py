@@ -49,6 +49,6 @@ def text(
         allow=f"cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, {shared})" if ask else "cudaSuccess",
         arguments=", ".join(f"({kind})data_of(arg[{i}])" for i, kind in enumerate(types)),
     )
-    head = '#include <cuda.h>\n#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n#define uchar unsigned char\n'
+    head = "#include <cuda.h>\n#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n#define uchar unsigned char\n"
     signature = f'extern "C" __global__ void __launch_bounds__({bound or threads}) kernel({parameters})'
     return f"{head}{signature};\n{signature} {{\n{dedent(body)}\n}}\n{launcher}"

@@ -46,7 +46,10 @@ def library(source: str) -> Path:
             cpp, made = Path(work) / "text.cpp", Path(work) / "text.so"
             cpp.write_text(text)
             prelude = folder / "prelude.h"
-            _run([*_compiler(), *_text_options(), *_includes(), "-include", str(prelude), "-c", str(cpp), "-o", f"{made}.o"], source)
+            _run(
+                [*_compiler(), *_text_options(), *_includes(), "-include", str(prelude), "-c", str(cpp), "-o", f"{made}.o"],
+                source,
+            )
             _run([*_compiler(), "-shared", f"{made}.o", "-o", str(made), *_libraries(runtime)], source)
             os.replace(made, out)
     return out
@@ -62,7 +65,9 @@ def _folder() -> Path:
 
 @functools.cache
 def _state() -> str:
-    digest = hashlib.sha256(repr((_text_options(), _RUNTIME_OPTIONS, _PRELUDE, _compiler(), libinfo.find_include_path())).encode())
+    digest = hashlib.sha256(
+        repr((_text_options(), _RUNTIME_OPTIONS, _PRELUDE, _compiler(), libinfo.find_include_path())).encode()
+    )
     digest.update(subprocess.run([*_compiler(), "--version"], capture_output=True, check=True).stdout)
     for path in sorted([*_HERE.rglob("*.h"), *_HERE.rglob("*.cpp")]):
         digest.update(path.read_bytes())

@@ -57,7 +57,9 @@ class EmulatedInstance:
         first, *others = results
         for order in others:
             if differing := [key for key, x in results[first].items() if not _same(x, results[order][key])]:
-                raise EmulatedError(f"{entry.symbol}: {', '.join(differing)} depends on the order of threads: {first} and {order} differ")
+                raise EmulatedError(
+                    f"{entry.symbol}: {', '.join(differing)} depends on the order of threads: {first} and {order} differ"
+                )
         return results[first]
 
     def _sizes(self, entry: EntryPoint, given: Mapping[str, Tensor]) -> dict[str, int]:

@@ -89,9 +89,7 @@ def _mma(match: re.Match[str], operands: Operands) -> str:
 
 def _cp_async(match: re.Match[str], operands: Operands) -> str:
     shared, source, size, *taken = operands
-    return (
-        f"::emu::copy_async(static_cast<uint32_t>({shared}), reinterpret_cast<const void*>({source}), {size}, {[*taken, size][0]});"
-    )
+    return f"::emu::copy_async(static_cast<uint32_t>({shared}), reinterpret_cast<const void*>({source}), {size}, {[*taken, size][0]});"
 
 
 def _compare(match: re.Match[str], operands: Operands) -> str:
