@@ -29,11 +29,13 @@ class Tile:
         more warps to hide what one step waits for.
         """
         walks = kernel.walked is not None
-        made = {"warps": decide("warps", WARPS, 8 if walks else 4)}
+        usual = 8 if walks else 4
+        made = {"warps": decide("warps", WARPS, usual)}
         extent = kernel.shared_axis()
-        parts = [n for n in PARTS if extent % (16 * n) == 0] or [1]
-        fair = [n for n in parts if extent // n >= (NARROWEST if extent <= 2 * NARROWEST else 2 * NARROWEST)] or [1]
-        made["parts"] = decide("parts", parts, max(fair) if walks else 1)
+        possible = [n for n in PARTS if extent % (16 * n) == 0] or [1]
+        parts = [n for n in possible if kernel.shared_bytes(usual, n) <= gpu.shared_bytes] or possible
+        fair = [n for n in parts if extent // n >= (NARROWEST if extent <= 2 * NARROWEST else 2 * NARROWEST)] or [min(parts)]
+        made["parts"] = decide("parts", parts, max(fair) if walks else min(parts))
         if walks:
             made["prefetch"] = decide("prefetch", (0, 1), 1)
         return made

@@ -37,6 +37,12 @@ class TileKernel(Kernel):
         found = Program(self, self.memory, 1, None).cuts
         return 1 if found is None else found[1]
 
+    def shared_bytes(self, warps: int, parts: int) -> int:
+        """The shared memory of a GPU's block of `warps` warps that computes one of `parts` parts of the results."""
+        from tilegen.plan.gpu.block import shared_bytes
+
+        return shared_bytes(self, warps, parts)
+
     def joins(self, needs: Cone) -> bool:
         """Whether a result with these needs can be computed here: no stage is held for this tile and read for others."""
         directions = {_direction(scan) for scan in {*needs.walks, *self.anchors}}

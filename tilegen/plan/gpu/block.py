@@ -31,6 +31,33 @@ def narrow_dtype(tensors: Sequence[te.Tensor]) -> str | None:
     return next((str(t.dtype) for t in tensors if str(t.dtype) in NARROW), None)
 
 
+def homes_of(program: Program) -> dict[tuple[te.Tensor, str], Shared]:
+    """The shared buffers of a program by stage and kind ("wide", "narrow", "earlier"), with the nests between which each is live."""
+    found: dict[tuple[te.Tensor, str], Shared] = {}
+    last: dict[te.Tensor, int] = {}
+    for node in program.steps:
+        for source in [*[r.source for r in node.reads], *[o.source for o in node.operands or ()]]:
+            last[source] = max(last.get(source, 0), node.position)
+    for tensor, held in program.held.items():
+        node = held.node
+        final = len(program.steps) if node.role == "state" else last.get(tensor, node.position)
+        first = 0 if node.role in ("state", "load") else node.position
+        wide = str(tensor.dtype)
+        kinds = [("wide", wide)] if held.wide else []
+        kinds += [("narrow", str(program.narrow))] if held.narrow else []
+        kinds += [("earlier", wide)] if held.earlier else []
+        shape = tuple(padded(n) for n in node.extents) if len(node.extents) == 2 else tuple(node.extents)
+        for kind, dtype in kinds:
+            found[tensor, kind] = Shared(f"{node.name}_{kind}", shape, dtype, first, final)
+    return found
+
+
+def shared_bytes(kernel: TileKernel, warps: int, parts: int) -> int:
+    """The shared memory that a block of a kernel takes."""
+    narrow = narrow_dtype([*kernel.memory, *kernel.emits])
+    return place(list(homes_of(Program(kernel, kernel.memory, warps, narrow, parts)).values()))
+
+
 class Block:
     """What the nests of one block share: where stages are held, and how a thread reads them."""
 
@@ -56,23 +83,7 @@ class Block:
     # ---------------------------------------------------------------- shared memory
 
     def _plan_shared(self) -> None:
-        program = self.program
-        last: dict[te.Tensor, int] = {}
-        for node in program.steps:
-            for source in [*[r.source for r in node.reads], *[o.source for o in node.operands or ()]]:
-                last[source] = max(last.get(source, 0), node.position)
-        end = len(program.steps)
-        for tensor, held in program.held.items():
-            node = held.node
-            lasting = node.role == "state"
-            first, final = (0, end) if lasting else (0 if node.role == "load" else node.position, last.get(tensor, node.position))
-            wide = str(tensor.dtype)
-            kinds = [("wide", wide)] if held.wide else []
-            kinds += [("narrow", str(self.narrow))] if held.narrow else []
-            kinds += [("earlier", wide)] if held.earlier else []
-            shape = tuple(padded(n) for n in node.extents) if len(node.extents) == 2 else tuple(node.extents)
-            for kind, dtype in kinds:
-                self.homes[tensor, kind] = Shared(f"{node.name}_{kind}", shape, dtype, first, final)
+        self.homes = homes_of(self.program)
         self.nbytes = place(list(self.homes.values()))
         if self.nbytes > self.gpu.shared_bytes:
             raise PlanError(
