@@ -12,6 +12,7 @@ WIDTHS = (1, 2, 4, 8)
 LANES = (1, 2, 4, 8, 16, 32)
 GROUPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 THREADS = 512
+STRIPS = (1, 2, 4, 8)
 
 
 class Reduce:
@@ -34,8 +35,16 @@ class Reduce:
         wide = decide("width", WIDTHS, 1 if extent is None else max(w for w in WIDTHS if w <= most and extent % w == 0))
         usual = 1 if extent is None else min(16, 1 << (max(extent // wide, 1) - 1).bit_length())
         lanes = decide("lanes", LANES, usual)
-        groups = min(GROUPS[-1], THREADS // lanes) if not short else max(1, 32 // lanes) if many else 32
-        return {"width": wide, "lanes": lanes, "groups": decide("groups", GROUPS, groups)}
+        # Results along another axis share what they read, unless there are too many sums to hold for each of them.
+        strips = 8 if extent is not None and len(kernel.space) > 1 and len(kernel.anchors) == 1 and not short else 1
+        threads = THREADS if strips == 1 else THREADS // 2
+        groups = min(GROUPS[-1], threads // lanes) if not short else max(1, 32 // lanes) if many else 32
+        return {
+            "width": wide,
+            "lanes": lanes,
+            "groups": decide("groups", GROUPS, groups),
+            "strip": decide("strip", STRIPS if extent is not None and len(kernel.space) > 1 else (1,), strips),
+        }
 
 
 RULES = [Reduce()]

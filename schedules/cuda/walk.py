@@ -19,6 +19,7 @@ CHANNELS = (1, 2, 4, 8, 16, 32, 64, 128)
 WIDTHS = (1, 2, 4)
 STEPS = (1, 2, 4, 8, 16)
 AHEAD = (0, 1, 2)
+STRIPS = (1, 2, 4, 8)
 GROUPS = (1, 2, 4, 8, 16, 32, 64)
 
 THREADS = 256
@@ -96,6 +97,28 @@ class Walk:
         }
 
 
+class WalkStrip:
+    """Reductions of many points: a thread has a strip of results that share what they read (a convolution)."""
+
+    name = "cuda.walk_strip"
+    version = 1
+
+    def fits(self, kernel: Any) -> bool:
+        """Walks that only add up, at points of several axes."""
+        bare = not scans_of(kernel) and not kernel.emits and not kernel.latches if kernel.pattern == "walk" else False
+        return bool(bare and lanes(kernel) is not None and len(kernel.space) > 1)
+
+    def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
+        """Eight results along the axis before the last, two channels, two warps of channels."""
+        wide = decide("width", WIDTHS, width(kernel, 2 if len(reductions_of(kernel)) == 1 else 1))
+        return {
+            "width": wide,
+            "lanes": decide("lanes", CHANNELS, max(1, channels(kernel, 64 * wide) // wide)),
+            "groups": 1,
+            "strip": decide("strip", STRIPS, 8 if len(reductions_of(kernel)) == 1 else 2),
+        }
+
+
 class WalkPlain:
     """A thread walks its channels alone: walks with many points, or few steps."""
 
@@ -119,4 +142,4 @@ class WalkPlain:
         }
 
 
-RULES = [Walk(), WalkPlain()]
+RULES = [Walk(), WalkStrip(), WalkPlain()]

@@ -63,6 +63,7 @@ class Vectors(Mapping[te.Tensor, Any]):
         return len(self.buffers)
 
     def _read(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
+        indices = [simplified(index) for index in indices]
         *rest, last = indices
         offset = self._offset(last)
         whole = (const_int(tensor.shape[-1]) or 1) % self.width == 0
@@ -107,6 +108,11 @@ class Vectors(Mapping[te.Tensor, Any]):
         return held
 
 
+def simplified(index: Any) -> Any:
+    """`index` in a form in which equal ones look equal."""
+    return index if const_int(index) is not None or isinstance(index, ir.Var) else sym.Analyzer().simplify(index)
+
+
 def below(index: Any, extent: Any, ranges: Sequence[tuple[Any, Any]]) -> bool:
     """Whether `index` is certainly an element of an axis: a constant, or one of the variables of `ranges`, each below its extent."""
     known, size = const_int(index), const_int(extent)
@@ -140,11 +146,11 @@ def store(target: Any, held: Any, lead: Sequence[Any], first: Any, width: int) -
 
 
 def unravel(flat: Any, extents: Sequence[Any]) -> list[Any]:
-    """The indices of element `flat` of a row-major space."""
+    """The indices of element `flat`, which is not negative, of a row-major space."""
     found: list[Any] = []
     for extent in reversed(extents[1:]):
-        found.insert(0, tirx.floormod(flat, extent))
-        flat = tirx.floordiv(flat, extent)
+        found.insert(0, tirx.truncmod(flat, extent))
+        flat = tirx.truncdiv(flat, extent)
     return [flat, *found] if extents else found
 
 

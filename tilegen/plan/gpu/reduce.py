@@ -1,8 +1,9 @@
 """Reductions on a GPU: `groups` of threads share the elements of a result, and join what they have in shared memory.
 
-    block    `lanes` x `width` neighbouring results of the last axis
-      thread   `width` results, every `groups`-th element that is reduced
+    block    `lanes` x `width` neighbouring results of the last axis, `strip` of the axis before it
+      thread   `width` x `strip` results, every `groups`-th element that is reduced
 
+What several results of a strip read, as a convolution does, is loaded once for all of them.
 Every thread adds up runs of `RUN` elements before it adds them to its sum, and groups are joined pairwise in a fixed order: float32
 sums are nearly as accurate as pairwise ones, and the same bits come out every time.
 """
@@ -10,6 +11,7 @@ sums are nearly as accurate as pairwise ones, and the same bits come out every t
 from __future__ import annotations
 
 import math as mathematics
+from contextlib import ExitStack
 from typing import Any
 
 from tvm import te, tirx
@@ -22,6 +24,7 @@ from tilegen.plan.evaluate import Evaluator, MathRule, combine
 from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
 from tilegen.plan.gpu.lanes import Element, Vectors, product, registers, unravel
 from tilegen.plan.gpu.walk_values import neutral
+from tilegen.plan.keep import keep
 from tilegen.plan.kernel import Kernel
 from tilegen.schedules.rule import Gpu
 
@@ -33,7 +36,7 @@ LOADS = 4
 
 
 def lower_reduce(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
-    """Launch a reduction; decisions: width (results of a thread), lanes (threads along the last axis), groups (threads of a result)."""
+    """Launch a reduction; decisions: width and strip (results of a thread), lanes (threads along the last axis), groups (threads of a result)."""
     if kernel.emits:
         raise PlanError(f"kernel '{kernel.name}': a reduction cannot write inside its loops")
     Reduction(kernel, buffers, decisions, math).emit()
@@ -45,24 +48,33 @@ class Reduction:
     def __init__(self, kernel: Kernel, buffers: Buffers, decisions: Decisions, math: MathRule):
         self.kernel, self.buffers, self.math = kernel, buffers, math
         self.width, self.lanes, self.groups = decisions["width"], decisions["lanes"], decisions["groups"]
-        self.over = [axis.dom.extent for axis in stages.reduce_axes(kernel.anchors[0])]
+        self.strip = decisions["strip"]
+        self.over = [kernel.extent] if kernel.pattern == "walk" else [a.dom.extent for a in stages.reduce_axes(kernel.anchors[0])]
         self.extent = const_int(kernel.space[-1]) if kernel.space else None
+        self.shared: dict[str, Any] = {}
 
     @property
     def channels(self) -> int:
-        """Results of a block."""
+        """Neighbouring results of a block."""
         return self.lanes * self.width
 
     def emit(self) -> None:
         """The kernel."""
-        kernel, lanes = self.kernel, self.lanes
+        kernel, lanes, strip = self.kernel, self.lanes, self.strip
         own = list(kernel.space) if self.extent is None else list(kernel.space[:-1])
+        if strip > 1:
+            own[-1] = tirx.floordiv(own[-1] + (strip - 1), strip)
         tiles = 1 if self.extent is None else -(-self.extent // self.channels)
         with launch([product([*own, tiles])], lanes * self.groups) as ((block,), thread):
             self.thread = thread
             self.lane = name("lane", T.Bind(tirx.floormod(thread, lanes)))
             self.group = name("group", T.Bind(tirx.floordiv(thread, lanes)))
-            self.lead = [name(f"p{k}", T.Bind(at)) for k, at in enumerate(unravel(tirx.floordiv(block, tiles), own))]
+            lead = unravel(tirx.floordiv(block, tiles), own)
+            if strip > 1:
+                lead[-1] = lead[-1] * strip
+            if len(lead) > 1:
+                lead[0] = lead[0].astype("int64")  # and with it every offset: tensors may have more than 2^31 elements
+            self.lead = [name(f"p{k}", T.Bind(keep(at))) for k, at in enumerate(lead)]
             self.first: Any = None
             self.fits: Any = None
             if self.extent is not None:
@@ -71,95 +83,108 @@ class Reduction:
                     self.fits = T.Bind(first < self.extent)
                     first = tirx.min(first, self.extent - self.width)
                 self.first = name("first", T.Bind(first))
-            self.sums = {a: registers(f"sum{k}", [self.width], str(a.dtype)) for k, a in enumerate(kernel.anchors)}
+            self.sums = self._registers("sum")
             self._accumulate()
             self._join()
             self._write()
 
-    def _point(self, lane: int) -> list[Any]:
-        if self.first is None:
-            return list(self.lead)
-        return [*self.lead, self.first + lane if lane else self.first]
+    def _registers(self, label: str) -> dict[te.Tensor, Any]:
+        shape = [self.strip, self.width]
+        return {a: registers(f"{label}{k}", shape, str(a.dtype)) for k, a in enumerate(self.kernel.anchors)}
+
+    def _point(self, row: int, lane: int) -> list[Any]:
+        lead = [*self.lead[:-1], self.lead[-1] + row] if row else list(self.lead)
+        return lead if self.first is None else [*lead, self.first + lane if lane else self.first]
 
     def _accumulate(self) -> None:
         """A thread's own elements."""
         total = product(self.over)
         step = self.groups * RUN
-        part = {a: registers(f"part{k}", [self.width], str(a.dtype)) for k, a in enumerate(self.sums)}
+        part = self._registers("part")
         self._fill(self.sums)
         with T.serial(0, tirx.floordiv(total + (step - 1), step)) as turn:
             self._fill(part)
-            # Neighbouring groups take neighbouring elements.
-            with T.serial(0, RUN // LOADS) as bundle, T.unroll(0, LOADS) as k:
-                number = T.Bind((turn * RUN + bundle * LOADS + k) * self.groups + self.group)
-                # Without a branch, the loads of several elements are under way at once.
-                exists = T.Bind(number < total)
-                flat = name("flat", T.Bind(tirx.min(number, total - 1)))
-                steps = [name(f"r{j}", T.Bind(at)) for j, at in enumerate(unravel(flat, self.over))]
-                own = [*self._point(0), *steps]
-                ranges = list(zip(own, [*self.kernel.space, *self.over], strict=True))
-                memory = Vectors(self.buffers, self.first, self.width, ranges)
-                for lane in range(self.width):
-                    values = Evaluator(self.kernel, memory, self.math, self._point(lane), None, {})
-                    added = [
-                        (held, tirx.Select(exists, values.reduce_value(a, steps, held[lane]), held[lane]))
-                        for a, held in part.items()
-                    ]
-                    for held, value in added:
-                        T.buffer_store(held, value, [lane])
+            with T.serial(0, RUN // LOADS) as bundle:
+                # Neighbouring groups take neighbouring elements.  Opaque to the simplifier, so that equal conditions stay equal.
+                number = name("number", T.Bind(keep((turn * RUN + bundle * LOADS) * self.groups + self.group)))
+                last = (LOADS - 1) * self.groups
+                with T.If(number + last < total), T.Then():
+                    self._elements(number, None, part)
+                # Said in other words, not as the other branch: nvcc would join the two.
+                with T.If(total - number <= last), T.Then():
+                    self._elements(number, total, part)
             for anchor, held in self.sums.items():
-                with T.unroll(0, self.width) as lane:
-                    T.buffer_store(held, combine(stages.reduction(anchor), held[lane], part[anchor][lane]), [lane])
+                with T.unroll(0, self.strip) as row, T.unroll(0, self.width) as lane:
+                    joined = combine(stages.reduction(anchor), held[row, lane], part[anchor][row, lane])
+                    T.buffer_store(held, joined, [row, lane])
+
+    def _ranges(self) -> list[tuple[Any, Any]]:
+        """The variables that are certainly indices; a strip may reach beyond its axis, and the last elements beyond theirs."""
+        ranges = list(zip(self._point(0, 0), self.kernel.space, strict=True))
+        return [pair for pair in ranges if self.strip == 1 or pair[0] is not self.lead[-1]]
+
+    def _elements(self, first: Any, total: Any, part: dict[te.Tensor, Any]) -> None:
+        """Add `LOADS` elements to every result of the thread, those below `total` if it is given; their loads are under way at once."""
+        memory = Vectors(self.buffers, self.first, self.width, self._ranges())
+        for load in range(LOADS):
+            number = first + load * self.groups if load else first
+            exists = T.Bind(number < total) if total is not None else None
+            steps = [number] if len(self.over) == 1 else [T.Bind(keep(at)) for at in unravel(number, self.over)]
+            for row in range(self.strip):
+                for lane in range(self.width):
+                    values = Evaluator(self.kernel, memory, self.math, self._point(row, lane), None, {})
+                    added = [(held, values.reduce_value(a, steps, held[row, lane]), held[row, lane]) for a, held in part.items()]
+                    for held, value, before in added:
+                        T.buffer_store(held, value if exists is None else tirx.Select(exists, value, before), [row, lane])
 
     def _fill(self, held: dict[te.Tensor, Any]) -> None:
         for anchor, buffer in held.items():
-            with T.unroll(0, self.width) as lane:
-                T.buffer_store(buffer, neutral(anchor), [lane])
+            with T.unroll(0, self.strip) as row, T.unroll(0, self.width) as lane:
+                T.buffer_store(buffer, neutral(anchor), [row, lane])
 
     def _join(self) -> None:
         """The groups' sums, two by two, in the first group's registers."""
         if self.groups == 1:
             return
-        for k, (anchor, held) in enumerate(self.sums.items()):
-            dtype = str(anchor.dtype)
-            if k == 0 or not any(str(a.dtype) == dtype for a in list(self.sums)[:k]):
-                self.shared = getattr(self, "shared", {})
-                self.shared[dtype] = name(f"shared_{dtype}", T.alloc_buffer([self.groups * self.channels], dtype, scope="shared"))
-            shared, kind = self.shared[dtype], stages.reduction(anchor)
+        for dtype in dict.fromkeys(str(anchor.dtype) for anchor in self.sums):
+            self.shared[dtype] = name(f"shared_{dtype}", T.alloc_buffer([self.groups * self.channels], dtype, scope="shared"))
+        for anchor, held in self.sums.items():
+            for row in range(self.strip):
+                self._join_row(self.shared[str(anchor.dtype)], held, row, stages.reduction(anchor))
+
+    def _join_row(self, shared: Any, held: Any, row: int, kind: str) -> None:
+        barrier()
+        with T.unroll(0, self.width) as lane:
+            T.buffer_store(shared, held[row, lane], [self._cell(lane)])
+        for level in reversed(range(int(mathematics.log2(self.groups)))):
+            half = 1 << level
             barrier()
-            self._move(shared, held)
-            for level in reversed(range(int(mathematics.log2(self.groups)))):
-                half = 1 << level
-                barrier()
-                with T.If(self.group < half), T.Then(), T.unroll(0, self.width) as lane:
-                    at = self._cell(lane)
-                    T.buffer_store(shared, combine(kind, shared[at], shared[at + half * self.channels]), [at])
-            with T.If(self.group == 0), T.Then(), T.unroll(0, self.width) as lane:
-                T.buffer_store(held, shared[self._cell(lane)], [lane])
+            with T.If(self.group < half), T.Then(), T.unroll(0, self.width) as lane:
+                at = self._cell(lane)
+                T.buffer_store(shared, combine(kind, shared[at], shared[at + half * self.channels]), [at])
+        with T.If(self.group == 0), T.Then(), T.unroll(0, self.width) as lane:
+            T.buffer_store(held, shared[self._cell(lane)], [row, lane])
 
     def _cell(self, lane: Any) -> Any:
         return self.group * self.channels + self.lane * self.width + lane
 
-    def _move(self, shared: Any, held: Any) -> None:
-        with T.unroll(0, self.width) as lane:
-            T.buffer_store(shared, held[lane], [self._cell(lane)])
-
     def _write(self) -> None:
         """The results, by the first group."""
         conditions = [*([self.group == 0] if self.groups > 1 else []), *([self.fits] if self.fits is not None else [])]
-        if not conditions:
-            self._results()
-            return
-        with T.If(tirx.all(*conditions)), T.Then():
-            self._results()
+        for row in range(self.strip):
+            inside = [self._point(row, 0)[len(self.lead) - 1] < self.kernel.space[len(self.lead) - 1]] if self.strip > 1 else []
+            with ExitStack() as stack:
+                if conditions or inside:
+                    stack.enter_context(T.If(tirx.all(*conditions, *inside)))
+                    stack.enter_context(T.Then())
+                for lane in range(self.width):
+                    self._results(row, lane)
 
-    def _results(self) -> None:
-        kernel = self.kernel
-        for lane in range(self.width):
-            point = self._point(lane)
-            states = {anchor: Element(lambda _, held=held, lane=lane: held[lane]) for anchor, held in self.sums.items()}
-            values = Evaluator(kernel, self.buffers, self.math, point, None, states)
-            values.open_states()
-            stores = [(self.buffers[final], values.at_end(final, {})) for final in kernel.finals]
-            for buffer, value in stores:
-                T.buffer_store(buffer, value, point)
+    def _results(self, row: int, lane: int) -> None:
+        kernel, point = self.kernel, self._point(row, lane)
+        states = {anchor: Element(lambda _, held=held: held[row, lane]) for anchor, held in self.sums.items()}
+        values = Evaluator(kernel, self.buffers, self.math, point, None, states)
+        values.open_states()
+        stores = [(self.buffers[final], values.at_end(final, {})) for final in kernel.finals]
+        for buffer, value in stores:
+            T.buffer_store(buffer, value, point)

@@ -30,6 +30,7 @@ from tilegen.plan.emit import wide
 from tilegen.plan.evaluate import Evaluator, MathRule, combine
 from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
 from tilegen.plan.gpu.lanes import neighbours, registers
+from tilegen.plan.gpu.reduce import Reduction
 from tilegen.plan.gpu.walk_exchange import Exchange, Shape
 from tilegen.plan.gpu.walk_reads import Held, Place, Reads, Recorder, Window, load, row_stride, rows
 from tilegen.plan.gpu.walk_strata import Stratum, closure, decay_of, reductions_of, scans_of, strata
@@ -42,8 +43,12 @@ LATE, WHOLE = 1, 2
 
 
 def lower_walk(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
-    """Launch a walk; decisions: channels, width, steps, groups, and how far `ahead` the next round is loaded."""
-    Walk(kernel, buffers, decisions, math).emit()
+    """Launch a walk; decisions: channels, width, steps, groups, and how far `ahead` the next round is loaded; or those
+    of a reduction."""
+    if "strip" in decisions:
+        Reduction(kernel, buffers, decisions, math).emit()
+    else:
+        Walk(kernel, buffers, decisions, math).emit()
 
 
 def lane_extent(kernel: Kernel) -> int | None:

@@ -1,0 +1,27 @@
+"""What nvcc makes of walks with their default sizes: states and elements stay in registers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cuda import walks
+from tilegen.build import nvcc
+from tilegen.plan.plan import plan
+
+CASES = {
+    "elementwise attention of order 2": ("elementwise_attention", {"C": 1024}, {"order": 2}),
+    "elementwise attention of order 6": ("elementwise_attention", {"C": 1024}, {"order": 6}),
+    "ema": ("ema", {"C": 1024, "N": 16}, {}),
+    "short-long convolution": ("short_long_conv", {"C": 1024, "Ks": 4}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_default_sizes_do_not_spill(case, tmp_path):
+    operator, static, options = CASES[case]
+    instance = walks.of(operator, "bfloat16", static, **options)
+    for name, function in plan(instance).functions.items():
+        if name == "step":
+            continue
+        for made in nvcc.compile(walks.text(instance, function), tmp_path / f"{name}.so", ["sm_90"]):
+            assert made.stack == made.spill_stores == made.spill_loads == 0, (name, made)
