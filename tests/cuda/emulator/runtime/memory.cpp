@@ -38,7 +38,8 @@ std::vector<Range> allocated;           // parts of the arena that the kernel ha
 std::map<int, size_t> declared;         // offset of each static declaration
 size_t arena_used, static_bytes;
 
-[[noreturn]] void race(const Region& region, size_t at, unsigned thread, const char* does, unsigned other, const char* did, const char* since) {
+[[noreturn]] void race(const Region& region, size_t at, unsigned thread, const char* does, unsigned other, const char* did,
+                       const char* since) {
   char whom[40];
   if (other == MANY) snprintf(whom, sizeof whom, "several threads");
   else snprintf(whom, sizeof whom, "thread %u", other);
@@ -77,15 +78,16 @@ void note(Region& region, size_t offset, size_t bytes, bool write, unsigned thre
 void note_shared(size_t offset, size_t bytes, bool write, unsigned thread, bool by_copy = false) {
   for (const Range& range : allocated)
     if (offset >= range.begin && offset + bytes <= range.end) return note(shared_region, offset, bytes, write, thread, by_copy);
-  fail("overrun: thread %u %s %zu bytes at %zu of shared memory, where the kernel has %zu bytes of dynamic and %zu of static memory",
-       thread, write ? "writes" : "reads", bytes, offset, allocated[0].end, static_bytes);
+  fail("overrun: thread %u %s %zu bytes at %zu of shared memory, where the kernel has %zu bytes of dynamic and %zu of static "
+       "memory", thread, write ? "writes" : "reads", bytes, offset, allocated[0].end, static_bytes);
 }
 
 Region* tensor_of(const char* pointer) {
   static size_t last;
-  if (last < tensors.size() && pointer >= tensors[last].base && pointer < tensors[last].base + tensors[last].bytes) return &tensors[last];
+  auto in = [=](size_t i) { return pointer >= tensors[i].base && pointer < tensors[i].base + tensors[i].bytes; };
+  if (last < tensors.size() && in(last)) return &tensors[last];
   for (size_t i = 0; i < tensors.size(); ++i)
-    if (pointer >= tensors[i].base && pointer < tensors[i].base + tensors[i].bytes) return last = i, &tensors[i];
+    if (in(i)) return last = i, &tensors[i];
   return nullptr;
 }
 
@@ -99,11 +101,13 @@ Region* tensor_of(const char* pointer) {
   }
   const char* does = write ? "writes" : "reads";
   if (!nearest) fail("%s %zu bytes at %p, outside of all memory", does, bytes, pointer);
-  fail("%s %zu bytes at byte %lld of %s, which has %zu", does, bytes, static_cast<long long>(pointer - nearest->base), nearest->name.c_str(), nearest->bytes);
+  const long long at = pointer - nearest->base;
+  fail("%s %zu bytes at byte %lld of %s, which has %zu", does, bytes, at, nearest->name.c_str(), nearest->bytes);
 }
 
 void check(size_t address, size_t bytes, size_t alignment, const char* what) {
-  if (address % alignment) fail("misaligned %s of %zu bytes at %zu, must be at a multiple of %zu", what, bytes, address, alignment);
+  if (!(address % alignment)) return;
+  fail("misaligned %s of %zu bytes at %zu, must be at a multiple of %zu", what, bytes, address, alignment);
 }
 
 // Constants and tables of the compiled texts.
@@ -157,7 +161,8 @@ void* static_shared(int declaration, size_t bytes, size_t alignment) {
   if (fresh) {
     found->second = (arena_used + alignment - 1) / alignment * alignment;
     static_bytes += bytes;
-    if (static_bytes > MOST_STATIC) fail("%zu bytes of static shared memory, a kernel has %zu at most", static_bytes, MOST_STATIC);
+    if (static_bytes > MOST_STATIC)
+      fail("%zu bytes of static shared memory, a kernel has %zu at most", static_bytes, MOST_STATIC);
     arena_used = found->second + bytes + ZONE;
     allocated.push_back({found->second, found->second + bytes});
   }
@@ -213,6 +218,8 @@ void wait_async(unsigned groups_in_flight) {
 // Where the tensors of the next call lie; accesses to anything else fail.
 extern "C" void emu_set_tensors(int count, const char** names, const void** data, const size_t* bytes, const size_t* item) {
   emu::tensors.clear();
-  for (int i = 0; i < count; ++i)
-    emu::tensors.push_back({names[i], static_cast<const char*>(data[i]), bytes[i], item[i], false, std::vector<emu::Cell>((bytes[i] + item[i] - 1) / item[i])});
+  for (int i = 0; i < count; ++i) {
+    std::vector<emu::Cell> cells((bytes[i] + item[i] - 1) / item[i]);
+    emu::tensors.push_back({names[i], static_cast<const char*>(data[i]), bytes[i], item[i], false, std::move(cells)});
+  }
 }

@@ -37,7 +37,7 @@ const std::function<void()>* thread_body;
 Fiber fibers[MAX_THREADS];
 unsigned count, finished, at_barrier;
 std::deque<Fiber*> ready;
-std::vector<unsigned> turns, lane_turns;  // the threads of a block, the lanes of a warp, in the order in which they get their turn
+std::vector<unsigned> turns, lane_turns;  // the threads of a block and the lanes of a warp as they get their turn
 unsigned waiting_lanes[MAX_THREADS / LANES];  // lanes of each warp that wait for other lanes
 int barrier_line;                             // of the first thread that reached the barrier
 
@@ -150,7 +150,8 @@ void fail(const char* format, ...) {
   va_start(arguments, format);
   char head[300];
   const uint3 t = current->index, b = block_at;
-  snprintf(head, sizeof head, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): ", kernel->name.c_str(), b.x, b.y, b.z, t.x, t.y, t.z);
+  const char* where = "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): ";
+  snprintf(head, sizeof head, where, kernel->name.c_str(), b.x, b.y, b.z, t.x, t.y, t.z);
   message = head + formatted(format, arguments);
   va_end(arguments);
   switch_to_host();  // nobody comes back to a failed block
@@ -213,7 +214,8 @@ Registered::Registered(const void* function, const char* name, unsigned threads)
 
 int allow_shared(const void* function, size_t bytes) {
   Kernel& k = kernels()[function];
-  if (bytes > MOST_SHARED) return refuse(INVALID_VALUE, "kernel %s asks for %zu bytes of shared memory, a block has %zu at most", k.name.c_str(), bytes, MOST_SHARED);
+  const char* why = "kernel %s asks for %zu bytes of shared memory, a block has %zu at most";
+  if (bytes > MOST_SHARED) return refuse(INVALID_VALUE, why, k.name.c_str(), bytes, MOST_SHARED);
   k.shared = bytes;
   return SUCCESS;
 }
@@ -225,11 +227,15 @@ int launch(const void* function, const Shape& wanted, const std::function<void()
   const dim3 g = shape.grid, b = shape.block;
   size_t threads = size_t{b.x} * b.y * b.z;
   if (!threads || threads > MAX_THREADS || threads > kernel->threads)
-    return refuse(INVALID_CONFIGURATION, "kernel %s is launched with %zu threads, compiled for %u", name, threads, kernel->threads);
+    return refuse(INVALID_CONFIGURATION, "kernel %s is launched with %zu threads, compiled for %u", name, threads,
+                  kernel->threads);
   if (!g.x || !g.y || !g.z || g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535)
     return refuse(INVALID_CONFIGURATION, "kernel %s is launched with a grid of (%u, %u, %u)", name, g.x, g.y, g.z);
   if (shape.shared > kernel->shared)
-    return refuse(INVALID_VALUE, "kernel %s is launched with %zu bytes of dynamic shared memory, allowed are %zu; cudaFuncSetAttribute allows more", name, shape.shared, kernel->shared);
+    return refuse(INVALID_VALUE,
+                  "kernel %s is launched with %zu bytes of dynamic shared memory, allowed are %zu; cudaFuncSetAttribute "
+                  "allows more",
+                  name, shape.shared, kernel->shared);
   count = static_cast<unsigned>(threads);
   thread_body = &thread;
   first_of_launch = interval + 1;

@@ -151,7 +151,8 @@ static uint32_t bits_of(T value) {
 }
 
 template <class E, int K, class A, class B>
-static void mma(int line, float& d0, float& d1, float& d2, float& d3, const A& a, const B& b, float c0, float c1, float c2, float c3) {
+static void mma(int line, float& d0, float& d1, float& d2, float& d3, const A& a, const B& b, float c0, float c1, float c2,
+                float c3) {
   Mma<E, K> mine{{}, {}, {c0, c1, c2, c3}};
   static_assert(sizeof(a) == sizeof(mine.a) && sizeof(b) == sizeof(mine.b), "registers of the fragments");
   memcpy(mine.a, &a, sizeof(a));
