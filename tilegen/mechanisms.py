@@ -70,11 +70,11 @@ class Mechanism:
     tiles: Callable[[Any], tuple[int, ...]] | None = None
 
     def arguments(self, config: Any) -> tuple[ArgSpec, ...]:
-        """What a library takes: the inputs, and with packed sequences the tables that say where each of them lies."""
+        """What a library takes: with packed sequences the tables that say where each of them lies, then the inputs."""
         given = self.inputs(config)
         if not is_packed(config):
             return given
-        return (*map(_in_one_row, given), *(spec for length in self.lengths(config) for spec in table_specs(length)))
+        return (*(spec for length in self.lengths(config) for spec in table_specs(length)), *map(_in_one_row, given))
 
     def results(self, config: Any) -> tuple[ArgSpec, ...]:
         """What a library gives."""

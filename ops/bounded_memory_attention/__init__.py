@@ -14,6 +14,7 @@ from typing import Literal
 from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.bounded_memory_attention import reference
+from tilegen.options import finite_scale, require_bools, require_direction, require_integer
 
 NORMALIZERS = ("running", "fixed", "none")
 
@@ -44,19 +45,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.normalizer not in NORMALIZERS:
             raise ArgumentError(f"normalizer is {self.normalizer!r}, must be one of {', '.join(NORMALIZERS)}")
-        for name in ("causal", "initial_state", "return_state", "acc_control", "packed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
-        scale, chunk = self.scale, self.chunk
-        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale)):
-            raise ArgumentError(f"scale is {scale!r}, must be a finite number, or None for D^-1/2")
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-            raise ArgumentError(f"chunk is {chunk!r}, must be an integer of at least 1; 16 is the usual one")
-        if not self.causal and (self.initial_state or self.return_state):
-            name = "initial_state" if self.initial_state else "return_state"
-            raise ArgumentError(f"{name} is set with causal=False, which has no direction of time; drop one of the two")
-        if scale is not None:
-            object.__setattr__(self, "scale", float(scale))
+        require_bools(self, "causal", "initial_state", "return_state", "acc_control", "packed")
+        object.__setattr__(self, "scale", finite_scale(self.scale, "D^-1/2"))
+        require_integer("chunk", self.chunk, 1, usual=16)
+        require_direction(self, "initial_state", "return_state")
 
 
 KEYS, VALUES, SLOTS = ("B", "T", "H", "D"), ("B", "T", "H", "E"), ("B", "T", "H", "N")

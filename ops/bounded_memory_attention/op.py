@@ -12,8 +12,9 @@ from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ACC
 from tilegen.ops.bounded_memory_attention import MECHANISM, Config
 from tilegen.torch import operator
+from tilegen.torch.arguments import acc_dtype, require_position, state_fields
 from tilegen.torch.packing import tables
-from tilegen.torch.signature import DTYPES, NAMES
+from tilegen.torch.signature import NAMES
 
 _call = operator(MECHANISM)
 
@@ -64,10 +65,7 @@ def bounded_memory_attention_init_state(
     dtype : of q, k and v; the state is float64 for float64 and float32 otherwise.
     """
     Config(normalizer=normalizer)
-    name = NAMES.get(dtype, "")
-    if name not in ACC:
-        raise ArgumentError(f"dtype is {dtype}, must be one of {', '.join(f'torch.{known}' for known in ACC)}")
-    acc = DTYPES[ACC[name]]
+    acc = acc_dtype(dtype)
     K = torch.zeros(batch, heads, slots, key_dim, dtype=acc, device=device)
     z = None if normalizer == "none" else K.new_full((batch, heads, slots), -math.inf)
     return BoundedMemoryState(K, K.new_zeros(batch, heads, slots, value_dim), z)
@@ -142,7 +140,7 @@ def bounded_memory_attention(
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state, normalizer)
     if packed:
-        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
+        tensors = tables(MECHANISM.lengths(config), cu_seqlens, "q", q) | tensors
     o, *state = _call(config, tensors)
     return (o, _state(state)) if return_state else o
 
@@ -171,10 +169,7 @@ def bounded_memory_attention_step(
     """
     fields = _fields("state", state, normalizer)
     rows = {"q": q, "k": k, "v": v, "s": s}
-    for name, x in rows.items():
-        if not isinstance(x, Tensor) or x.dim() != 3:
-            what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-            raise ArgumentError(f"{name} has {what}, must be a tensor [B, H, X], one position; for more call bounded_memory_attention")
+    require_position("bounded_memory_attention", "[B, H, X]", **rows)
     # The library that parts of a sequence use: one compiled instance serves both.
     config = Config(normalizer, True, scale, True, True, _acc_control(q, s))
     o, *after = _call(config, {name: x.unsqueeze(1) for name, x in rows.items()} | fields)
@@ -195,14 +190,11 @@ def _state(tensors: list[Tensor]) -> BoundedMemoryState:
 
 def _fields(name: str, state: BoundedMemoryState, normalizer: str) -> dict[str, Tensor]:
     """The tensors of a state by argument name."""
-    if not isinstance(state, tuple) or len(state) != 3:
-        raise ArgumentError(
-            f"{name} is a {type(state).__name__}, must be a BoundedMemoryState (K, V, z); make one with "
-            "bounded_memory_attention_init_state"
-        )
-    K, V, z = state
+    form = "a BoundedMemoryState (K, V, z)"
+    fields = state_fields(name, state, ("K", "V", "z"), form, "bounded_memory_attention_init_state")
+    z = fields["z"]
     if (z is None) != (normalizer == "none"):
         was = "None" if z is None else "a tensor"
         must = 'None with normalizer="none"' if normalizer == "none" else f"a tensor [B, H, N] with normalizer={normalizer!r}"
         raise ArgumentError(f"{name}.z is {was}, must be {must}; make the state with the same normalizer")
-    return {"K": K, "V": V} | ({} if z is None else {"z": z})
+    return {key: x for key, x in fields.items() if x is not None}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.elementwise_attention import reference
+from tilegen.options import require_bools
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ class Config:
                 f"order is {order!r}, must be an even integer of at least 2: a polynomial of odd degree has a real root, "
                 "where the denominator vanishes; use the even order above it"
             )
-        for name in ("causal", "stabilise", "initial_state", "return_state", "exact", "packed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
+        require_bools(self, "causal", "stabilise", "initial_state", "return_state", "exact", "packed")
         if isinstance(c2, bool) or not isinstance(c2, (int, float)) or not 0 < c2 < math.inf:
             raise ArgumentError(f"c2 is {c2!r}, must be a finite number above 0; 2.0 is the plain squared distance")
         if (self.initial_state or self.return_state) and (self.exact or not self.causal):

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanisms import ACC
 from tilegen.ops.elementwise_attention import MECHANISM, Config
 from tilegen.torch import operator
+from tilegen.torch.arguments import acc_dtype, require_position, state_fields
 from tilegen.torch.packing import tables
-from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
 
@@ -58,10 +57,7 @@ def elementwise_attention_init_state(
     dtype : of q, k and v; the state is float64 for float64 and float32 otherwise.
     """
     Config(order=order)
-    name = NAMES.get(dtype, "")
-    if name not in ACC:
-        raise ArgumentError(f"dtype is {dtype}, must be one of {', '.join(f'torch.{known}' for known in ACC)}")
-    acc = DTYPES[ACC[name]]
+    acc = acc_dtype(dtype)
     A = torch.zeros(batch, channels, order + 1, dtype=acc, device=device)
     m = torch.full((batch, channels), torch.finfo(acc).max, dtype=acc, device=device)
     return ElementwiseAttentionState(A, torch.zeros_like(A), m)
@@ -134,7 +130,7 @@ def elementwise_attention(
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state)
     if cu_seqlens is not None:
-        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
+        tensors = tables(MECHANISM.lengths(config), cu_seqlens, "q", q) | tensors
     y, *state = _call(config, tensors)
     return (y, ElementwiseAttentionState(*state)) if return_state else y
 
@@ -162,10 +158,7 @@ def elementwise_attention_step(
     y [B, C] in the dtype of q, and the new state; `state` itself is left as it was.
     """
     fields = _fields("state", state)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor) or x.dim() != 2:
-            what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-            raise ArgumentError(f"{name} has {what}, must be a tensor [B, C], one position; for more call elementwise_attention")
+    require_position("elementwise_attention", "[B, C]", q=q, k=k, v=v)
     if not isinstance(state.A, Tensor) or state.A.dim() != 3:
         raise ArgumentError("state.A must be a tensor [B, C, t+1]; make a state with elementwise_attention_init_state")
     config = Config(order=state.A.shape[2] - 1, stabilise=stabilise, c2=c2, initial_state=True, return_state=True)
@@ -175,9 +168,5 @@ def elementwise_attention_step(
 
 def _fields(name: str, state: ElementwiseAttentionState) -> dict[str, Tensor]:
     """The tensors of a state by argument name; any triple of tensors will do."""
-    if not isinstance(state, tuple) or len(state) != 3:
-        raise ArgumentError(
-            f"{name} is a {type(state).__name__}, must be an ElementwiseAttentionState (A, B, m); make one with "
-            "elementwise_attention_init_state"
-        )
-    return dict(zip(("A", "B", "m"), state, strict=True))
+    form = "an ElementwiseAttentionState (A, B, m)"
+    return state_fields(name, state, ("A", "B", "m"), form, "elementwise_attention_init_state")

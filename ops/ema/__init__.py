@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.ema import reference
+from tilegen.options import require_bools, require_direction
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,8 @@ class Config:
     packed: bool = False
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, bool):
-                raise ArgumentError(f"{field.name} is {value!r}, must be True or False")
-        for name in ("initial_state", "return_state"):
-            if getattr(self, name) and not self.causal:
-                raise ArgumentError(f"{name} is set with causal=False, which has no state of fixed size; drop one of the two")
+        require_bools(self, *(field.name for field in dataclasses.fields(self)))
+        require_direction(self, "initial_state", "return_state", reason="which has no state of fixed size")
 
     @property
     def rows(self) -> str:

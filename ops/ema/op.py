@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanisms import ACC
 from tilegen.ops.ema import MECHANISM, Config
 from tilegen.torch import operator
+from tilegen.torch.arguments import acc_dtype, require_position, widened
 from tilegen.torch.packing import tables
-from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
 
@@ -26,10 +25,7 @@ def ema_init_state(
     ----------
     dtype : of x; the state is float64 for float64 and float32 otherwise.
     """
-    name = NAMES.get(dtype, "")
-    if name not in ACC:
-        raise ArgumentError(f"dtype is {dtype}, must be one of {', '.join(f'torch.{known}' for known in ACC)}")
-    return torch.zeros(batch, channels, orders, dtype=DTYPES[ACC[name]], device=device)
+    return torch.zeros(batch, channels, orders, dtype=acc_dtype(dtype), device=device)
 
 
 @overload
@@ -93,11 +89,12 @@ def ema(
     lags are never formed and cannot underflow into wrong gradients; q = 0 and q = 1 are fine.
     """
     config = Config(causal, initial_state is not None, return_state, cu_seqlens is not None)
-    tensors: dict[str, Any] = {"x": x} | _wide(x, {"delta": delta, "alpha": alpha, "beta": beta, "gamma": gamma, "omega": omega})
+    parameters = {"delta": delta, "alpha": alpha, "beta": beta, "gamma": gamma, "omega": omega}
+    tensors: dict[str, Any] = {"x": x} | {name: widened(parameter, x) for name, parameter in parameters.items()}
     if initial_state is not None:
         tensors["h"] = initial_state
     if cu_seqlens is not None:
-        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "x", x)
+        tensors = tables(MECHANISM.lengths(config), cu_seqlens, "x", x) | tensors
     y, *state = _call(config, tensors)
     return (y, state[0]) if return_state else y
 
@@ -116,19 +113,8 @@ def ema_step(
     -------
     y [B, C] in the dtype of x, and the new state; `state` itself is left as it was.
     """
-    if not isinstance(x, Tensor) or x.dim() != 2:
-        what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-        raise ArgumentError(f"x has {what}, must be a tensor [B, C], one position; for more call ema")
+    require_position("ema", "[B, C]", x=x)
     if not isinstance(state, Tensor):
         raise ArgumentError(f"state is a {type(state).__name__}, must be a tensor [B, C, N]; make one with ema_init_state")
     y, after = ema(x.unsqueeze(1), delta, alpha, beta, gamma, omega, initial_state=state, return_state=True)
     return y.squeeze(1), after
-
-
-def _wide(x: Any, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Floating parameters in the dtype that sums are kept in beside `x`; anything else as it is, for the check of arguments."""
-    name = NAMES.get(x.dtype, "") if isinstance(x, Tensor) else ""
-    if name not in ACC:
-        return parameters
-    wide = DTYPES[ACC[name]]
-    return {key: p.to(wide) if isinstance(p, Tensor) and p.is_floating_point() else p for key, p in parameters.items()}

@@ -7,12 +7,12 @@ PyTorch, ``op.py`` what users call.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.fast_multipole_attention import reference
+from tilegen.options import finite_scale, require_bools, require_direction
 
 MAX_LEVELS = 20
 """Beyond this, no sequence fits the 32 bits in which compiled code counts elements."""
@@ -56,23 +56,14 @@ class Config:
             if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
                 bounds = f"of at least {least}" if most is None else f"between {least} and {most}"
                 raise ArgumentError(f"{name} is {value!r}, must be an integer {bounds}")
-        for name in ("learned", "causal", "count_bias", "phantom_keys", "return_state", "step", "packed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
-        scale = self.scale
-        if scale is not None:
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-                raise ArgumentError(f"scale is {scale!r}, must be a finite number, or None for D^-0.5")
-            object.__setattr__(self, "scale", float(scale))
+        require_bools(self, "learned", "causal", "count_bias", "phantom_keys", "return_state", "step", "packed")
+        object.__setattr__(self, "scale", finite_scale(self.scale, "D^-0.5"))
         if not self.learned and self.block % self.rank:
             raise ArgumentError(
                 f"rank is {self.rank}, must divide block = {self.block} when groups are averaged; choose another rank or pass "
                 "pooling weights"
             )
-        if not self.causal:
-            for name in ("phantom_keys", "return_state", "step"):
-                if getattr(self, name):
-                    raise ArgumentError(f"{name} is set with causal=False, which has no such thing; drop one of the two")
+        require_direction(self, "phantom_keys", "return_state", "step", reason="which has no such thing")
 
     def width(self, level: int) -> int:
         """Tokens w_l of a group of a level, counted from 1."""

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanisms import ACC
 from tilegen.ops.fast_multipole_attention import MECHANISM, SLOTS, Config
 from tilegen.torch import operator
+from tilegen.torch.arguments import acc_dtype, described, require_position
 from tilegen.torch.packing import longest_in_debug, tables
-from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
 
@@ -87,11 +86,9 @@ def fast_multipole_attention_init_state(
     dtype : of q, k and v.
     """
     Config(block=block, rank=rank, levels=levels, learned=True)
-    name = NAMES.get(dtype, "")
-    if name not in ACC:
-        raise ArgumentError(f"dtype is {dtype}, must be one of {', '.join(f'torch.{known}' for known in ACC)}")
+    acc = acc_dtype(dtype)
     near = torch.zeros(batch, heads, 2 * block, dim, dtype=dtype, device=device)
-    far = torch.zeros(batch, heads, levels, SLOTS, rank, dim, dtype=DTYPES[ACC[name]], device=device)
+    far = torch.zeros(batch, heads, levels, SLOTS, rank, dim, dtype=acc, device=device)
     position = torch.zeros(batch, dtype=torch.int32, device=device)
     return FastMultipoleAttentionState(near, near.clone(), far, far.clone(), position)
 
@@ -176,13 +173,14 @@ def fast_multipole_attention(
     config = Config(block, rank, levels, learned, causal, count_bias, phantom_keys, scale, return_state, packed=packed)
     longest = _length(q) if cu_seqlens is None else longest_in_debug(cu_seqlens)
     if longest is not None and longest > config.capacity:
+        which = "a sequence of" if packed else "T ="
         raise ArgumentError(
-            f"q has {'a sequence of ' if packed else 'T = '}{longest} tokens, must have at most block 2^(levels + 1) = {config.capacity} with levels = {levels} and "
+            f"q has {which} {longest} tokens, must have at most block 2^(levels + 1) = {config.capacity} with levels = {levels} and "
             f"block = {block}; {'pass weights of more levels' if learned else 'raise levels'}"
         )
     tensors = {"q": q, "k": k, "v": v} | _weights(config, q, k_weights, v_weights, k_biases, v_biases)
     if packed:
-        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
+        tensors = tables(MECHANISM.lengths(config), cu_seqlens, "q", q) | tensors
     y, *state = _call(config, tensors)
     return (y, _state(config, state)) if return_state else y
 
@@ -214,10 +212,7 @@ def fast_multipole_attention_step(
     -------
     y [B, H, D] in the dtype of q, and the new state; `state` itself is left as it was.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor) or x.dim() != 3:
-            what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-            raise ArgumentError(f"{name} has {what}, must be a tensor [B, H, D], one position; for more call fast_multipole_attention")
+    require_position("fast_multipole_attention", "[B, H, D]", q=q, k=k, v=v)
     if not isinstance(state, tuple) or len(state) != 5 or not all(isinstance(x, Tensor) for x in state):
         raise ArgumentError(
             f"state is a {type(state).__name__}, must be a FastMultipoleAttentionState of five tensors; make one with "
@@ -265,8 +260,7 @@ def _state(config: Config, tensors: Sequence[Tensor]) -> FastMultipoleAttentionS
     if config.levels:
         return FastMultipoleAttentionState(*tensors)
     near_k, near_v, position = tensors
-    acc = DTYPES[ACC[NAMES[near_k.dtype]]]
-    far = near_k.new_zeros((*near_k.shape[:2], 0, SLOTS, config.rank, near_k.shape[3]), dtype=acc)
+    far = near_k.new_zeros((*near_k.shape[:2], 0, SLOTS, config.rank, near_k.shape[3]), dtype=acc_dtype(near_k.dtype))
     return FastMultipoleAttentionState(near_k, near_v, far, far.clone(), position)
 
 
@@ -304,6 +298,5 @@ def _list(name: str, tensors: Any, levels: int) -> Sequence[Tensor]:
 def _shaped(name: str, x: Any, form: str, shape: tuple[int, ...]) -> Tensor:
     """A weight of the wanted shape."""
     if not isinstance(x, Tensor) or tuple(x.shape) != shape:
-        what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-        raise ArgumentError(f"{name} has {what}, must be a tensor {form} = {list(shape)}; check block, rank and the dim of a head")
+        raise ArgumentError(f"{name} has {described(x)}, must be a tensor {form} = {list(shape)}; check block, rank and the dim of a head")
     return x

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.linear_attention import reference
+from tilegen.options import finite_scale, require_bools, require_direction, require_integer
 
 DECAYS = ("none", "head", "token")
 
@@ -40,26 +40,12 @@ class Config:
     packed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("causal", "normalize", "initial_state", "return_state", "packed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
-        scale, chunk = self.scale, self.chunk
-        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale)):
-            raise ArgumentError(f"scale is {scale!r}, must be a finite number, or None for D^-1/2")
+        require_bools(self, "causal", "normalize", "initial_state", "return_state", "packed")
+        object.__setattr__(self, "scale", finite_scale(self.scale, "D^-1/2"))
         if self.decay not in DECAYS:
             raise ArgumentError(f"decay is {self.decay!r}, must be one of {', '.join(DECAYS)}")
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-            raise ArgumentError(f"chunk is {chunk!r}, must be an integer of at least 1; 64 is the usual one")
-        if not self.causal:
-            for name, given in (
-                ("decay", self.decay != "none"),
-                ("initial_state", self.initial_state),
-                ("return_state", self.return_state),
-            ):
-                if given:
-                    raise ArgumentError(f"{name} is set with causal=False, which has no direction of time; drop one of the two")
-        if scale is not None:
-            object.__setattr__(self, "scale", float(scale))
+        require_integer("chunk", self.chunk, 1, usual=64)
+        require_direction(self, "decay", "initial_state", "return_state")
 
 
 KEYS, VALUES = ("B", "T", "H", "D"), ("B", "T", "H", "E")

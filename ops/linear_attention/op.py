@@ -9,11 +9,10 @@ from torch import Tensor
 
 from tilegen import settings
 from tilegen.errors import ArgumentError
-from tilegen.mechanisms import ACC
 from tilegen.ops.linear_attention import MECHANISM, Config
 from tilegen.torch import operator
+from tilegen.torch.arguments import acc_dtype, require_position, state_fields
 from tilegen.torch.packing import tables
-from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
 
@@ -69,10 +68,7 @@ def linear_attention_init_state(
     -------
     S [B, H, D, E], or with `normalize` a `LinearAttentionState` (S, z).
     """
-    name = NAMES.get(dtype, "")
-    if name not in ACC:
-        raise ArgumentError(f"dtype is {dtype}, must be one of {', '.join(f'torch.{known}' for known in ACC)}")
-    acc = DTYPES[ACC[name]]
+    acc = acc_dtype(dtype)
     S = torch.zeros(batch, heads, key_dim, value_dim, dtype=acc, device=device)
     return LinearAttentionState(S, S.new_zeros(batch, heads, key_dim)) if normalize else S
 
@@ -148,14 +144,12 @@ def linear_attention(
     if decay is not None:
         _check_decay("decay", decay, (1, 3), "[H] or [B, T, H]")
     kind: Literal["none", "head", "token"] = "none" if decay is None else "head" if decay.dim() == 1 else "token"
-    if chunk == 1 and (return_state or initial_state is not None):
-        raise ArgumentError("chunk is 1 beside a state, must be at least 2 there; 64 is the usual one")
     config = Config(causal, scale, kind, normalize, initial_state is not None, return_state, chunk, cu_seqlens is not None)
     tensors = {"q": q, "k": k, "v": v} | ({} if decay is None else {"decay": decay})
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state, normalize)
     if cu_seqlens is not None:
-        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
+        tensors = tables(MECHANISM.lengths(config), cu_seqlens, "q", q) | tensors
     o, *state = _call(config, tensors)
     return (o, _state(state)) if return_state else o
 
@@ -185,10 +179,7 @@ def linear_attention_step(
     """
     normalize = not isinstance(state, Tensor)
     fields = _fields("state", state, normalize)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor) or x.dim() != 3:
-            what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-            raise ArgumentError(f"{name} has {what}, must be a tensor [B, H, X], one position; for more call linear_attention")
+    require_position("linear_attention", "[B, H, X]", q=q, k=k, v=v)
     tensors = {"q": q.unsqueeze(1), "k": k.unsqueeze(1), "v": v.unsqueeze(1)}
     kind: Literal["none", "head", "token"] = "none"
     if decay is not None:
@@ -207,12 +198,8 @@ def _state(tensors: list[Tensor]) -> State:
 def _fields(name: str, state: State, normalize: bool) -> dict[str, Tensor]:
     """The tensors of a state by argument name."""
     if normalize:
-        if not isinstance(state, tuple) or len(state) != 2:
-            raise ArgumentError(
-                f"{name} is a {type(state).__name__}, must be a LinearAttentionState (S, z) with normalize=True; make one with "
-                "linear_attention_init_state(..., normalize=True)"
-            )
-        return dict(zip(("S", "z"), state, strict=True))
+        form = "a LinearAttentionState (S, z) with normalize=True"
+        return state_fields(name, state, ("S", "z"), form, "linear_attention_init_state(..., normalize=True)")
     if not isinstance(state, Tensor):
         raise ArgumentError(
             f"{name} is a {type(state).__name__}, must be a tensor S [B, H, D, E] with normalize=False; make one with "

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.local_attention import reference
+from tilegen.options import finite_scale, require_bools, require_direction, require_integer
 
 KINDS = ("softmax", "relu2")
 STEP_CHUNK = 2
@@ -46,25 +46,17 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("chunk", STEP_CHUNK)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ArgumentError(f"{name} is {value!r}, must be an integer of at least {least}")
+            require_integer(name, getattr(self, name), least)
         if self.kind not in KINDS:
             raise ArgumentError(f"kind is {self.kind!r}, must be 'softmax' or 'relu2'")
-        for name in ("causal", "bias", "initial_state", "return_state", "lengths", "packed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
+        require_bools(self, "causal", "bias", "initial_state", "return_state", "lengths", "packed")
+        require_direction(self, "initial_state", "return_state", reason="which has no state of fixed size")
         for name in ("initial_state", "return_state"):
-            if getattr(self, name) and not self.causal:
-                raise ArgumentError(f"{name} is set with causal=False, which has no state of fixed size; drop one of the two")
             if getattr(self, name) and self.lengths:
                 raise ArgumentError(f"{name} is set with lengths, after which a state would not follow; drop one of the two")
         if self.packed and self.lengths:
             raise ArgumentError("lengths is given with cu_seqlens, which tells the lengths already; drop one of the two")
-        if self.scale is not None:
-            if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
-                raise ArgumentError(f"scale is {self.scale!r}, must be a finite number, or None for the usual one")
-            object.__setattr__(self, "scale", float(self.scale))
+        object.__setattr__(self, "scale", finite_scale(self.scale, "the usual one"))
 
     @property
     def ahead(self) -> int:

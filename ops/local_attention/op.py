@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanisms import ACC
 from tilegen.ops.local_attention import MECHANISM, STEP_CHUNK, Config
 from tilegen.ops.local_attention.reference import rotary
 from tilegen.torch import operator
+from tilegen.torch.arguments import acc_dtype, described, require_position, state_fields, widened
 from tilegen.torch.packing import tables
-from tilegen.torch.signature import DTYPES, NAMES
 
 _call = operator(MECHANISM)
 
@@ -42,8 +41,7 @@ def local_attention_init_state(
 ) -> LocalAttentionState:
     """The state of an empty past, for arguments of `dtype`."""
     Config(window)
-    if NAMES.get(dtype, "") not in ACC:
-        raise ArgumentError(f"dtype is {dtype}, must be one of {', '.join(f'torch.{known}' for known in ACC)}")
+    acc_dtype(dtype)  # states are in the dtype of the arguments, which must be one that sums can be kept beside
     k, v = (torch.zeros(batch, window, heads, dim, dtype=dtype, device=device) for dim in (key_dim, value_dim))
     return LocalAttentionState(k, v, torch.zeros(batch, dtype=torch.int32, device=device))
 
@@ -125,15 +123,13 @@ def local_attention(
         q, k = (_turned(name, x, positions) for name, x in (("q", q), ("k", k)))
     tensors: dict[str, Any] = {"q": q, "k": k, "v": v}
     if bias is not None:
-        name = NAMES.get(q.dtype, "") if isinstance(q, Tensor) else ""
-        wide = isinstance(bias, Tensor) and bias.is_floating_point() and name in ACC
-        tensors["bias"] = bias.to(DTYPES[ACC[name]]) if wide else bias
+        tensors["bias"] = widened(bias, q)
     if lengths is not None:
         tensors["lengths"] = lengths
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state)
     if cu_seqlens is not None:
-        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "q", q)
+        tensors = tables(MECHANISM.lengths(config), cu_seqlens, "q", q) | tensors
     o, *state = _call(config, tensors)
     return (o, LocalAttentionState(*state)) if return_state else o
 
@@ -162,10 +158,7 @@ def local_attention_step(
     -------
     o [B, H, E] in the dtype of q, and the new state; `state` itself is left as it was.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor) or x.dim() != 3:
-            what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-            raise ArgumentError(f"{name} has {what}, must be a tensor [B, H, D], one position; for more call local_attention")
+    require_position("local_attention", "[B, H, D]", q=q, k=k, v=v)
     window = _fields("state", state)["k_past"].shape[1]
     row = lambda x: x.unsqueeze(1)
     at = row(positions) if isinstance(positions, Tensor) else positions
@@ -190,9 +183,8 @@ def _turned(name: str, x: Any, positions: Any) -> Any:
 
 def _fields(name: str, state: Any) -> dict[str, Tensor]:
     """The tensors of a state by argument name."""
-    if not isinstance(state, tuple) or len(state) != 3 or not isinstance(state[0], Tensor) or state[0].dim() != 4:
-        raise ArgumentError(
-            f"{name} is a {type(state).__name__}, must be a LocalAttentionState (k [B, w, H, D], v, count); make one with "
-            "local_attention_init_state"
-        )
-    return dict(zip(("k_past", "v_past", "count"), state, strict=True))
+    form = "a LocalAttentionState (k [B, w, H, D], v, count)"
+    fields = state_fields(name, state, ("k_past", "v_past", "count"), form, "local_attention_init_state")
+    if not isinstance(fields["k_past"], Tensor) or fields["k_past"].dim() != 4:
+        raise ArgumentError(f"{name}.k has {described(fields['k_past'])}, must be a tensor [B, w, H, D]; make one with local_attention_init_state")
+    return fields

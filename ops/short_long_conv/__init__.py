@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilegen.errors import ArgumentError
 from tilegen.mechanisms import ArgSpec, Mechanism, register
 from tilegen.ops.short_long_conv import reference
+from tilegen.options import require_bools
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,7 @@ class Config:
     packed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("causal", "packed"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError(f"{name} is {getattr(self, name)!r}, must be True or False")
+        require_bools(self, "causal", "packed")
 
 
 def inputs(config: Config) -> tuple[ArgSpec, ...]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tilegen.errors import ArgumentError
 from tilegen.ops.short_long_conv import MECHANISM, Config
 from tilegen.torch import operator
+from tilegen.torch.arguments import described
 from tilegen.torch.packing import tables
 
 _call = operator(MECHANISM)
@@ -65,7 +66,7 @@ def short_long_conv(
     # Taps first: every vector of the compiled loops is then contiguous, as it is in x.
     tensors = {"x": x, "short": short.t(), "long": long.t()}
     if cu_seqlens is not None:
-        tensors |= tables(MECHANISM.lengths(config), cu_seqlens, "x", x)
+        tensors = tables(MECHANISM.lengths(config), cu_seqlens, "x", x) | tensors
     (y,) = _call(config, tensors)
     return y
 
@@ -129,8 +130,7 @@ def two_sided_kernel(past: Tensor, future: Tensor) -> Tensor:
 
 def _check_kernel(name: str, kernel: Tensor, causal: bool) -> None:
     if not isinstance(kernel, Tensor) or kernel.dim() != 2 or kernel.shape[1] < 1:
-        what = f"shape {list(kernel.shape)}" if isinstance(kernel, Tensor) else f"type {type(kernel).__name__}"
-        raise ArgumentError(f"{name} has {what}, must be a tensor [C, K] with K >= 1 taps")
+        raise ArgumentError(f"{name} has {described(kernel)}, must be a tensor [C, K] with K >= 1 taps")
     if not causal and kernel.shape[1] % 2 == 0:
         raise ArgumentError(
             f"{name} has {kernel.shape[1]} taps, must have an odd number with causal=False: the middle one is lag 0; "

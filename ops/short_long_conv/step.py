@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanisms import ACC
 from tilegen.ops.short_long_conv import Config, reference
-from tilegen.torch.signature import DTYPES, NAMES
+from tilegen.torch.arguments import acc_dtype
 
 
 class ShortLongConvState(NamedTuple):
@@ -40,7 +39,7 @@ def short_long_conv_init_state(batch: int, short: Tensor, long: Tensor, *, past:
     short, long : [C, Ks] and [C, Kl], as in `short_long_conv`.
     past : [B, T, C], the rows of x before the first step; none by default.
     """
-    dtype = _acc(short)
+    dtype = acc_dtype(short.dtype, "short has dtype")
     if past is not None and (past.dim() != 3 or past.shape[0] != batch or past.shape[2] != short.shape[0]):
         raise ArgumentError(f"past has shape {list(past.shape)}, must be [B, T, C] with B = {batch}, C = {short.shape[0]}")
     time = 0 if past is None else past.shape[1]
@@ -98,10 +97,3 @@ def _advance(ring: Tensor, row: Tensor, kernel: Tensor, position: Tensor) -> Ten
     ring.index_copy_(1, (position % taps).view(1), row.to(ring.dtype).unsqueeze(1))
     lags = (position - torch.arange(taps, device=ring.device)) % taps  # where tap l lies
     return torch.einsum("bkc,ck->bc", ring.index_select(1, lags), kernel.to(ring.dtype))
-
-
-def _acc(kernel: Tensor) -> torch.dtype:
-    name = NAMES.get(kernel.dtype, "")
-    if name not in ACC:
-        raise ArgumentError(f"short has dtype {kernel.dtype}, must be one of {', '.join(f'torch.{known}' for known in ACC)}")
-    return DTYPES[ACC[name]]

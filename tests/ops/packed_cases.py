@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tilegen import ops
 
-H, N = 2, 10
+H, N = 2, 12
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Case:
 
 
 KEYS = ("q", "k", "v")
-HEADS = {name: (1, "T", H, 12) for name in KEYS}
+HEADS = dict.fromkeys(KEYS, (1, "T", H, 12))
 CASES = {
     "linear_attention": Case(
         ops.linear_attention,
@@ -48,11 +48,11 @@ CASES = {
         {**HEADS, "s": (1, "T", H, N)},
         state={"K": ("S", H, N, 12), "V": ("S", H, N, 12), "z": ("S", H, N)},
         made=ops.BoundedMemoryState,
-        options={"chunk": 16},
+        options={"chunk": 16, "normalizer": "fixed"},
     ),
     "elementwise_attention": Case(
         ops.elementwise_attention,
-        {name: (1, "T", 3) for name in KEYS},
+        dict.fromkeys(KEYS, (1, "T", 3)),
         state={"A": ("S", 3, 3), "B": ("S", 3, 3), "m": ("S", 3)},
         made=ops.ElementwiseAttentionState,
         options={"order": 2},
@@ -67,7 +67,7 @@ CASES = {
     ),
     "elementwise_attention from nothing": Case(
         ops.elementwise_attention,
-        {name: (1, "T", 3) for name in KEYS},
+        dict.fromkeys(KEYS, (1, "T", 3)),
         begun=lambda: ops.elementwise_attention_init_state(1, 3, order=2, dtype=torch.float64),
         options={"order": 2},
     ),
@@ -81,7 +81,7 @@ CASES = {
     "ema": Case(
         ops.ema,
         {"x": (1, "T", 3)},
-        {**{name: (3, 2) for name in ("delta", "alpha", "beta", "gamma")}, "omega": (3,)},
+        {**dict.fromkeys(("delta", "alpha", "beta", "gamma"), (3, 2)), "omega": (3,)},
         state={"h": ("S", 3, 2)},
         made=lambda h: h,
     ),

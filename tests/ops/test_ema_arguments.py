@@ -41,7 +41,7 @@ CASES = {
     "other device": (lambda: call(delta=P.to("meta")), "delta is on meta, must be on cpu"),
     "causal text": (lambda: call(causal="yes"), "causal is 'yes', must be True or False"),
     "bidirectional state": (lambda: call(causal=False, return_state=True), "return_state is set with causal=False"),
-    "packed state": (lambda: call(X[:1], initial_state=STATE[:1], cu_seqlens=BOUNDS), "initial_state is set with cu_seqlens"),
+    "packed state": (lambda: call(X[:1], initial_state=STATE[:1], cu_seqlens=BOUNDS), r"h has shape \[1, 3, 2\], must be \[S, C, N\]"),
     "state of another batch": (lambda: call(initial_state=STATE[:1]), r"h has shape \[1, 3, 2\], must be \[B, C, N\]"),
     "state in half precision": (lambda: call(initial_state=STATE.half()), "h has dtype float16, must be float32"),
     "packed batch": (lambda: call(cu_seqlens=BOUNDS), r"x has shape \[2, 4, 3\], must be \[1, T, ...\] with cu_seqlens"),

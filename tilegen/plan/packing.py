@@ -12,7 +12,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tilegen.errors import ExpressionError
-from tilegen.expression import compute, placeholder
+from tilegen.expression import compute
 from tilegen.expression.pack import Packer
 from tilegen.expression.ragged import POSITIONS, Place
 from tilegen.mechanisms import ArgSpec, Instance, table_specs
@@ -94,8 +94,9 @@ def _with_tables(instance: Instance, graph: Graph) -> Graph:
             f"'{instance.mechanism.name}' cuts the sequence into tiles of {', '.join(map(str, unknown))}, its `tiles` are "
             f"{', '.join(map(str, lengths[1:])) or 'none'}; name them there"
         )
+    tables = {}
     for length in lengths:
         table = packer.table(length)
-        for spec in table_specs(length):
-            graph.inputs[spec.name] = table[spec.name.partition("_")[0]]
+        tables |= {spec.name: table[spec.name.partition("_")[0]] for spec in table_specs(length)}
+    graph.inputs = tables | {name: x for name, x in graph.inputs.items() if name not in tables}
     return graph

@@ -74,6 +74,18 @@ class Partition:
             homes += [self.memory[t] for t in tables_below([tensor], self.ready) if t in self.memory]
         return max((self._index(home) for home in homes), default=-1)
 
+    def _bound_in_memory(self, tensor: te.Tensor) -> int:
+        """The index of the last kernel that writes something pointwise that `tensor` is computed from; -1 for none."""
+        last, stack, seen = -1, [tensor], set()
+        while stack:
+            for source, _ in stages.reads(stack.pop()):
+                if source in self.memory:
+                    last = max(last, self._index(self.memory[source]))
+                elif source not in seen and source not in self.ready and stages.kind(source) == "map":
+                    seen.add(source)
+                    stack.append(source)
+        return last
+
     def _place(self, anchor: te.Tensor) -> None:
         bound = self._bound(anchor)
         if bound >= 0:
@@ -103,7 +115,7 @@ class Partition:
             return
         kernel = self._writer(tensor)
         if kernel is None:
-            bound = self._bound(tensor)
+            bound = max(self._bound(tensor), self._bound_in_memory(tensor))
             window = self.kernels[bound + 1 : self._first_reader(tensor)]
             kernel = next((k for k in window if k.pattern == "map" and stages.same_extents(k.space, list(tensor.shape))), None)
             if kernel is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def _check_values(cu_seqlens: Tensor, name: str, time: int) -> None:
         raise ArgumentError(
             f"cu_seqlens ends with {bounds[-1]}, must end with T = {time} as {name} has; cut {name} to its sequences"
         )
-    for s, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for s, (a, b) in enumerate(itertools.pairwise(bounds)):
         if b < a:
             raise ArgumentError(
                 f"cu_seqlens falls from {a} to {b} after sequence {s}, must not fall; give running totals of the lengths"
@@ -84,7 +85,7 @@ def tables(lengths: Sequence[int], cu_seqlens: Any, name: str, x: Any) -> dict[s
     bounds = check_cu_seqlens(cu_seqlens, name, x)
     time, sequences = x.shape[1], bounds.shape[0] - 1
     first, last = bounds[:-1], bounds[1:]
-    found = {}
+    found: dict[str, Tensor] = {}
     for length in lengths:
         starts, ends, count = first, last, time
         if length > 1:
