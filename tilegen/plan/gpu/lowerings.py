@@ -5,7 +5,10 @@ from __future__ import annotations
 from tilegen.plan.gpu.func import Lowering
 from tilegen.plan.gpu.map import lower_map
 from tilegen.plan.gpu.reduce import lower_reduce
+from tilegen.plan.gpu.scatter import lower_scatter
 from tilegen.plan.gpu.tile import lower_tile
 from tilegen.plan.gpu.walk import lower_walk
 
-LOWERINGS: dict[str, Lowering] = {"map": lower_map, "reduce": lower_reduce, "walk": lower_walk, "tile": lower_tile}
+LOWERINGS: dict[str, Lowering] = {
+    "map": lower_map, "reduce": lower_reduce, "walk": lower_walk, "tile": lower_tile, "scatter": lower_scatter,
+}  # fmt: skip
