@@ -12,6 +12,7 @@ from tilegen.ops.bounded_memory_attention.op import (
     bounded_memory_attention_init_state,
     bounded_memory_attention_step,
 )
+from tilegen.ops.compact.op import compact, extract
 from tilegen.ops.elementwise_attention.op import (
     ElementwiseAttentionState,
     elementwise_attention,
@@ -51,6 +52,7 @@ __all__ = [
     "bounded_memory_attention",
     "bounded_memory_attention_init_state",
     "bounded_memory_attention_step",
+    "compact",
     "control",
     "elementwise_attention",
     "elementwise_attention_init_state",
@@ -58,6 +60,7 @@ __all__ = [
     "ema",
     "ema_init_state",
     "ema_step",
+    "extract",
     "fast_multipole_attention",
     "fast_multipole_attention_init_state",
     "fast_multipole_attention_levels",
