@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tilegen.bench.spec import Benchmark, Work
@@ -42,6 +42,15 @@ def _sizes(sizes: Mapping[str, int]) -> tuple[int, int, int, int]:
     return sizes["B"] * sizes["T"] * sizes["H"], sizes["D"], sizes["E"], sizes["N"]
 
 
+def fla(config: Any) -> Callable[..., tuple[Any, ...]] | None:
+    """``chunk_abc`` of flash-linear-attention: causal, with the running normaliser."""
+    from fla.ops.abc import chunk_abc
+
+    if not config.causal or config.normalizer != "running" or config.initial_state or config.return_state:
+        return None
+    return lambda q, k, v, s: chunk_abc(q, k, v, s)[:1]
+
+
 BENCHMARK = Benchmark(
     mechanism="bounded_memory_attention",
     options=({}, {"normalizer": "fixed"}),
@@ -50,4 +59,5 @@ BENCHMARK = Benchmark(
     peer=reference.chunked,
     forward=forward,
     backward=backward,
+    rivals={"fla": fla},
 )

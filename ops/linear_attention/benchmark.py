@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tilegen.bench.spec import Benchmark, Work
@@ -33,6 +33,15 @@ def backward(config: Any, sizes: Mapping[str, int]) -> Work:
     return Work(positions * (tile + 10 * D * E + E + total), positions * (4 * D + 3 * E))
 
 
+def fla(config: Any) -> Callable[..., tuple[Any, ...]] | None:
+    """``chunk_linear_attn`` of flash-linear-attention: causal, without decay."""
+    from fla.ops.linear_attn import chunk_linear_attn
+
+    if not config.causal or config.decay != "none" or config.normalize or config.initial_state or config.return_state:
+        return None
+    return lambda q, k, v: chunk_linear_attn(q, k, v, scale=config.scale, normalize=False)[:1]
+
+
 BENCHMARK = Benchmark(
     mechanism="linear_attention",
     options=({}, {"causal": False}),
@@ -41,4 +50,5 @@ BENCHMARK = Benchmark(
     peer=reference.chunked,
     forward=forward,
     backward=backward,
+    rivals={"fla": fla},
 )

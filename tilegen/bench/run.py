@@ -98,6 +98,7 @@ def measure(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Iterator
             functions = {OURS: ours, COMPILED: torch.compile(formula, dynamic=False)}
             if plan.eager:
                 functions[EAGER] = formula
+            functions |= _rivals(plan, config, say)
             work = plan.benchmark.work(config, sizes)
             for direction in plan.passes:
                 say(f"timing {direction} {text}")
@@ -156,6 +157,20 @@ def _operator(plan: Plan, options: Mapping[str, Any]) -> Callable[..., tuple[Ten
         return result if isinstance(result, tuple) else (result,)
 
     return call
+
+
+def _rivals(plan: Plan, config: Any, say: Callable[[str], None]) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
+    """The operators of other libraries that are installed and run on this device; the others are named in the progress line."""
+    found = {}
+    for name, make in plan.benchmark.rivals.items():
+        try:
+            function = make(config)
+        except ImportError:
+            say(f"{name} is not installed")
+            continue
+        if function is not None and plan.device.type == "cuda":
+            found[name] = function
+    return found
 
 
 def _formula(plan: Plan, config: Any) -> Callable[..., tuple[Tensor, ...]]:

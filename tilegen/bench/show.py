@@ -13,6 +13,8 @@ from tilegen.bench.run import Row
 
 STYLE = {"tilegen": ("tab:red", "o"), "torch.compile": ("tab:blue", "s"), "torch eager": ("tab:gray", "^")}
 """Colour and mark of each contender."""
+OTHER = ("tab:purple", "^")
+"""For another library's operator."""
 
 SHORT = {"forward": "forward", "forward+backward": "fwd + bwd"}
 """Passes as the table has them: all of it fits 80 columns."""
@@ -69,7 +71,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
             shown = [row for row in rows if row.direction == direction and tuple(row.options.items()) == options]
             for contender in dict.fromkeys(row.contender for row in shown):
                 points = sorted((row.sizes["T"], row.seconds) for row in shown if row.contender == contender)
-                colour, mark = STYLE[contender]
+                colour, mark = STYLE.get(contender, OTHER)
                 lengths, times = [p[0] for p in points], [p[1] for p in points]
                 panel.plot(lengths, [t.median * 1e3 for t in times], color=colour, marker=mark, label=contender)
                 panel.fill_between(lengths, [t.low * 1e3 for t in times], [t.high * 1e3 for t in times], color=colour, alpha=0.15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tilegen import mechanisms
@@ -41,6 +41,8 @@ class Benchmark:
     lengths : values of T for the plot.
     peer : ``fn(config, **tensors) -> tuple of tensors``: the way to write it in PyTorch that is fastest under torch.compile.
     forward, backward : the least work of each direction, from the config and the sizes.
+    rivals : other libraries' operators for the same thing by name, as functions ``fn(config)`` that give a function of the
+        tensors, or None where the library has nothing for these options.  They import the library, which need not be installed.
     """
 
     mechanism: str
@@ -50,6 +52,7 @@ class Benchmark:
     peer: Callable[..., tuple[Any, ...]]
     forward: Callable[[Any, Mapping[str, int]], Work]
     backward: Callable[[Any, Mapping[str, int]], Work]
+    rivals: Mapping[str, Callable[[Any], Callable[..., tuple[Any, ...]] | None]] = field(default_factory=dict)
 
     def described(self) -> Mechanism:
         """The mechanism that is measured."""
