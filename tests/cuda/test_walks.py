@@ -9,6 +9,7 @@ import torch
 
 from tests.cuda import walks
 from tests.cuda.emulator.module import ORDERS
+from tilegen.errors import ScheduleError
 from tilegen.mechanisms import Instance
 from tilegen.plan.gpu.walk_strata import strata
 from tilegen.plan.plan import plan
@@ -63,6 +64,21 @@ def test_a_scan_of_scans_is_resolved_after_them() -> None:
     assert len(names) == 2
     assert names[1] == {"above"}
     assert {scan.op.name for scan in found[1].below} == {"least", "before"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"channels": 4, "width": 4, "groups": 2}, "groups must be 1 or at least the width"),
+        ({"channels": 1, "width": 2}, "width must divide the channels of a block"),
+        ({"channels": 8, "width": 1, "groups": 256}, "2048 threads, must be at most 1024"),
+        ({"channels": 64, "width": 4, "groups": 64}, "bytes of shared memory, must be at most"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(chosen: dict[str, int], message: str) -> None:
+    instance = every_scan()
+    with pytest.raises(ScheduleError, match=message):
+        walks.text(instance, plan(instance, backward=False).functions["forward"], **chosen)
 
 
 def test_what_came_before_a_reset_does_not_come_through() -> None:

@@ -22,6 +22,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from tilegen.errors import ScheduleError
 from tilegen.expression.scan import scan_inputs
 from tilegen.expression.walkers import const_int
 from tilegen.plan import stages
@@ -38,6 +39,9 @@ from tilegen.plan.gpu.walk_values import Step, neutral
 from tilegen.plan.kernel import Kernel
 from tilegen.schedules.rule import Gpu, dtype_bytes
 
+MOST_THREADS = 1024
+"""Of a block."""
+
 LATE, WHOLE = 1, 2
 """When the next round is loaded: while the last pass over this one runs, or during all of it; 0 is at its own start."""
 
@@ -48,7 +52,7 @@ def lower_walk(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu,
     if "strip" in decisions:
         Reduction(kernel, buffers, decisions, math).emit()
     else:
-        Walk(kernel, buffers, decisions, math).emit()
+        Walk(kernel, buffers, decisions, gpu, math).emit()
 
 
 def lane_extent(kernel: Kernel) -> int | None:
@@ -59,16 +63,30 @@ def lane_extent(kernel: Kernel) -> int | None:
 class Walk:
     """One walk being emitted."""
 
-    def __init__(self, kernel: Kernel, buffers: Buffers, decisions: Decisions, math: MathRule):
-        self.kernel, self.buffers, self.math = kernel, buffers, math
+    def __init__(self, kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule):
+        self.kernel, self.buffers, self.gpu, self.math = kernel, buffers, gpu, math
         self.shape = Shape(decisions["groups"], decisions["channels"], decisions["width"], decisions["steps"])
         self.lane = len(kernel.space) - 1 if lane_extent(kernel) is not None else None
+        self._check()
         self.ahead = decisions["ahead"]
         self.ready = {tensor for tensor in buffers if tensor not in set(kernel.writes())}
         self.strata = strata(kernel, self.ready)
         self.scans, self.reductions = scans_of(kernel), reductions_of(kernel)
         self.exchanges = [Exchange(stratum, self.shape) for stratum in self.strata] if self.shape.groups > 1 else []
         self.reads = self._reads()
+
+    def _check(self) -> None:
+        """Refuse sizes that do not go together."""
+        shape, extent = self.shape, lane_extent(self.kernel)
+        said = f"kernel '{self.kernel.name}': {shape.channels} channels, width {shape.width}, {shape.groups} groups"
+        if shape.channels % shape.width or (extent if extent is not None else 1) % shape.width:
+            raise ScheduleError(f"{said}; width must divide the channels of a block and of the kernel ({extent}); tune it again")
+        if self.lane is None and shape.channels > 1:
+            raise ScheduleError(f"{said}; a kernel without a static last axis has 1 channel; tune it again")
+        if 1 < shape.groups < shape.width:
+            raise ScheduleError(f"{said}; groups must be 1 or at least the width; tune it again")
+        if shape.threads > MOST_THREADS:
+            raise ScheduleError(f"{said} make {shape.threads} threads, must be at most {MOST_THREADS}; tune it again")
 
     # ---------------------------------------------------------------- what is read
 
@@ -227,6 +245,11 @@ class Walk:
         total = sum(n * width * dtype_bytes(dtype) for _, (n, width), dtype in wanted)
         self.rows: dict[str, Any] = {}
         self.ends: dict[str, Any] = {}
+        if total > self.gpu.shared_bytes:
+            raise ScheduleError(
+                f"kernel '{self.kernel.name}': {shape.groups} groups of {shape.channels} channels take {total} bytes of shared memory, "
+                f"must be at most {self.gpu.shared_bytes}; tune it again"
+            )
         if not total:
             return
         base = name("shared", T.alloc_buffer([total], "uint8", scope="shared.dyn"))
