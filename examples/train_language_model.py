@@ -7,6 +7,9 @@ The exit status is 0 if the model is the better one.
 
     python examples/train_language_model.py --minutes 2
     python examples/train_language_model.py --file book.txt --steps 2000 --mechanism elementwise_attention
+    python examples/train_language_model.py --mechanism seqboat
+
+A layer that chooses its tokens (seqboat) also says how many it activates while it learns, and draws which ones.
 """
 
 from __future__ import annotations
@@ -30,14 +33,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tilegen import mechanisms
 from tilegen import nn as layers
 from tilegen.torch import provenance
 
 BYTES = 256
 MECHANISMS: dict[str, Callable[[int], nn.Module]] = {
     "elementwise_attention": lambda dim: layers.ElementwiseAttention(dim, order=2),
+    "seqboat": lambda dim: layers.SeqBoat(dim, window=32, key_dim=dim // 2, value_dim=dim, orders=4),
 }
-"""Sequence layers by name; each has forward, step and init_state."""
+"""Sequence layers by name; each has forward, step and init_state, and `activity` if it chooses among its tokens."""
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -139,13 +144,34 @@ def model_bits(model: LanguageModel, text: Tensor, length: int) -> float:
     return loss / targets.numel() / math.log(2)
 
 
-def train_model(model: LanguageModel, text: Tensor, options: argparse.Namespace) -> list[float]:
-    """Train until the steps or the minutes are spent; the loss of every step in bits per byte."""
+@torch.no_grad()
+def activity(model: LanguageModel, text: Tensor) -> Tensor | None:
+    """Which tokens of `text` [B, T] each block activates, bool [depth, B, T]; None when its layers do not choose."""
+    if not all(hasattr(block.mix, "activity") for block in model.blocks):
+        return None
+    given: list[Tensor] = []
+    hooks = [block.mix.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for block in model.blocks]
+    model(text)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack([block.mix.activity(x) for block, x in zip(model.blocks, given, strict=True)])
+
+
+def train_model(
+    model: LanguageModel, text: Tensor, options: argparse.Namespace
+) -> tuple[list[float], list[tuple[int, list[float]]]]:
+    """Train until the steps or the minutes are spent.
+
+    Returns
+    -------
+    The loss of every step in bits per byte, and every fifty steps the share of active tokens in each block.
+    """
     matrices = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98))
     losses: list[float] = []
+    rates: list[tuple[int, list[float]]] = []
     start, budget = time.monotonic(), options.minutes * 60
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
@@ -166,7 +192,11 @@ def train_model(model: LanguageModel, text: Tensor, options: argparse.Namespace)
             losses.append(loss.item() / math.log(2))
             recent = sum(losses[-20:]) / len(losses[-20:])
             bar.update(task, advance=1, description=f"training  {recent:.2f} bits per byte")
-    return losses
+            if step % 50 == 0 and (active := activity(model, rows[:, :-1])) is not None:
+                rates.append((step, active.float().mean((1, 2)).tolist()))
+                shares = ", ".join(f"{rate:.0%}" for rate in rates[-1][1])
+                console.print(f"step {step}: {recent:.2f} bits per byte; active tokens in each block: {shares}")
+    return losses, rates
 
 
 def draw(losses: list[float], bigram: float, held_out: float, path: Path) -> None:
@@ -185,6 +215,26 @@ def draw(losses: list[float], bigram: float, held_out: float, path: Path) -> Non
     figure.savefig(path, dpi=120)
 
 
+def draw_activity(rates: list[tuple[int, list[float]]], text: bytes, active: Tensor, path: Path) -> None:
+    """The share of active tokens while learning, and the tokens of `text` with those dark that each block activates [depth, T]."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, figsize=(14, 5), layout="constrained")
+    for block in range(len(active)):
+        above.plot([step for step, _ in rates], [shares[block] for _, shares in rates], label=f"block {block}")
+    above.set(xlabel="step", ylabel="share of active tokens", ylim=(-0.02, 1.02))
+    above.legend()
+    below.pcolormesh(active.float().numpy(), cmap="Blues", vmin=0, vmax=1.4, edgecolors="white", linewidth=1)
+    shown = [chr(byte) if 32 < byte < 127 else "␣" if byte == 32 else "⏎" if byte == 10 else "·" for byte in text]
+    below.set_xticks([t + 0.5 for t in range(len(text))], shown, family="monospace")
+    below.set_yticks([block + 0.5 for block in range(len(active))], [f"block {block}" for block in range(len(active))])
+    below.invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mechanism", choices=sorted(MECHANISMS), default="elementwise_attention")
@@ -198,6 +248,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=6e-3, help="largest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, default=Path("loss.png"), help="where the loss curve is drawn")
+    parser.add_argument(
+        "--activity-plot", type=Path, default=Path("activity.png"), help="where active tokens are drawn, if it chooses"
+    )
     return parser.parse_args()
 
 
@@ -214,8 +267,8 @@ def main() -> int:
     size = sum(p.numel() for p in model.parameters())
     console.print(f"{options.mechanism}: {size:,} parameters, {len(train):,} bytes to learn, {len(held_out):,} held out")
     start = time.monotonic()
-    losses = train_model(model, train, options)
-    records = [record for kernels in provenance(options.mechanism).values() for record in kernels]
+    losses, rates = train_model(model, train, options)
+    records = [record for op in mechanisms.names() for kernels in provenance(op).values() for record in kernels]
     schedules = ", ".join(f"{count} {source}" for source, count in Counter(r["source"] for r in records).items())
     console.print(f"{len(losses)} steps in {time.monotonic() - start:.0f} s with kernels scheduled by {schedules}")
 
@@ -224,6 +277,9 @@ def main() -> int:
     prompt = bytes(held_out[:40].tolist())
     console.print("it writes:", repr(model.generate(prompt, 200).decode(errors="replace")), markup=False)
     console.print(f"loss curve: {options.plot}")
+    if (active := activity(model, held_out[None, : options.length])) is not None:
+        draw_activity(rates, bytes(held_out[:100].tolist()), active[:, 0, :100], options.activity_plot)
+        console.print(f"active tokens: {options.activity_plot}")
     console.print(f"held out: {ours:.3f} bits per byte; a bigram model: {bigram:.3f}")
     if ours >= bigram:
         console.print("[red]not below the bigram model yet: train longer, with --minutes or --steps")
