@@ -24,7 +24,6 @@ from tilegen.expression.walkers import const_int, is_load, load_indices, load_te
 from tilegen.plan import stages
 from tilegen.plan.access import stage_reads
 
-
 EVERYWHERE = "tilegen.everywhere"
 """The attribute of a stage that has elements which no tile stands for: the states of sequences without positions."""
 
@@ -141,7 +140,10 @@ class Frame:
         rest = iter(inside)
         rows = [None if place is not None and place[1] == 1 else next(rest) for place in self.axes]
         for k, element in elements.items():
-            if placed.first.same_as(self.ragged[k].first) and stages.equal(index, element):
+            # The first and the last tile of a sequence have one owner: only the count tells them apart.
+            known = self.ragged[k]
+            same = placed.first.same_as(known.first) and placed.count.same_as(known.count)
+            if same and stages.equal(index, element):
                 return at[self._outer_axis(k)] if placed.part == "tile" else rows[k]
         return None
 
@@ -161,6 +163,7 @@ def frame_of(tensor: te.Tensor, ready: Collection[te.Tensor]) -> Frame | None:
     axes = stages.axes(tensor)
     stack: list[tuple[te.Tensor, list[Any]]] = [(tensor, list(axes))]
     seen: set[str] = set()
+    narrow: Frame | None = None
     while stack:
         current, indices = stack.pop()
         if current in ready or f"{hash(current)} {indices}" in seen:
@@ -168,12 +171,14 @@ def frame_of(tensor: te.Tensor, ready: Collection[te.Tensor]) -> Frame | None:
         seen.add(f"{hash(current)} {indices}")
         if current is not tensor and (is_local(current) or walk_axis(current) is not None):
             found = _fit(axes, outer(current), indices[: outer_rank(current)])
-            if found is not None:
+            # What reads one stage at its own place and another at a fixed one belongs to all places.
+            if found is not None and not found.fixed:
                 return found
+            narrow = narrow or found
             continue
         if stages.kind(current) == "map":
             stack += reversed(stage_reads(current, indices))
-    return None
+    return narrow
 
 
 def _fit(axes: list[Any], extents: list[Any], indices: list[Any]) -> Frame | None:

@@ -94,7 +94,7 @@ def _with_tables(instance: Instance, graph: Graph) -> Graph:
             f"'{instance.mechanism.name}' cuts the sequence into tiles of {', '.join(map(str, unknown))}, its `tiles` are "
             f"{', '.join(map(str, lengths[1:])) or 'none'}; name them there"
         )
-    tables = {}
+    tables: dict[str, te.Tensor] = {}
     for length in lengths:
         table = packer.table(length)
         tables |= {spec.name: table[spec.name.partition("_")[0]] for spec in table_specs(length)}
