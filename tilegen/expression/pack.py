@@ -21,7 +21,7 @@ from typing import Any
 from tvm import ir, te, tirx
 
 from tilegen.errors import ExpressionError
-from tilegen.expression.ragged import BATCH, POSITIONS, TABLE, Kind, Place, RaggedAxes, Table
+from tilegen.expression.ragged import BATCH, POSITIONS, TABLE, Kind, Place, RaggedAxes, Table, is_derived
 from tilegen.expression.rebuild import rebuilt
 from tilegen.expression.scalars import const
 from tilegen.expression.scan import scan, scan_inputs, scan_spec
@@ -289,20 +289,9 @@ class Packer(RaggedAxes):
         """
         if tensor not in self.stores:
             attrs = dict(tensor.op.attrs or {}) | TABLE
-            wanted = self.is_derived(tensor)
+            wanted = is_derived(tensor)
             self.stores[tensor] = compute(tensor.shape, lambda *i: tensor(*i), f"{tensor.op.name}_stored", attrs) if wanted else tensor
         return self.stores[tensor]
-
-    def is_derived(self, tensor: te.Tensor) -> bool:
-        """Whether a stage computes each element from the results of reductions or scans."""
-        op = tensor.op
-        if not isinstance(op, te.ComputeOp) or isinstance(op.body[0], tirx.Reduce):
-            return False
-        return any(
-            not isinstance(x.op, te.PlaceholderOp)
-            and (scan_spec(x.op) is not None or isinstance(getattr(x.op, "body", [None])[0], tirx.Reduce) or self.is_derived(x))
-            for x in op.input_tensors
-        )
 
     def edge(self, kind: int, place: Place, i: Expr) -> Expr | None:
         """The place of local index `i` of a sequence where that is its first or its last one; None elsewhere."""

@@ -10,6 +10,7 @@ from tvm import ir, sym, te, tirx
 
 from tilegen.errors import ExpressionError
 from tilegen.expression.scalars import const
+from tilegen.expression.scan import scan_spec
 from tilegen.expression.stages import compute, placeholder
 from tilegen.expression.walkers import Expr, const_int, find, prim, variables
 
@@ -66,6 +67,18 @@ def is_table(tensor: te.Tensor) -> bool:
     """Whether a stage is a table: see `TABLE`."""
     attrs = getattr(tensor.op, "attrs", None)
     return bool(attrs) and next(iter(TABLE)) in attrs
+
+
+def is_derived(tensor: te.Tensor) -> bool:
+    """Whether a stage computes each element from the results of reductions or scans."""
+
+    def reduces(op: te.Operation) -> bool:
+        return isinstance(op, te.ComputeOp) and isinstance(op.body[0], tirx.Reduce)
+
+    op = tensor.op
+    if not isinstance(op, te.ComputeOp) or reduces(op):
+        return False
+    return any(reduces(x.op) or scan_spec(x.op) is not None or is_derived(x) for x in op.input_tensors)
 
 
 class RaggedAxes:
