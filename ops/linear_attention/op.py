@@ -16,9 +16,6 @@ from tilegen.torch.packing import tables
 
 _call = operator(MECHANISM)
 
-STEP_CHUNK = 16
-"""A step that can be differentiated is a tile with one position that exists; tiles of one have no gradient yet."""
-
 
 class LinearAttentionState(NamedTuple):
     """The past of a normalised causal linear attention.
@@ -186,7 +183,7 @@ def linear_attention_step(
         _check_decay("decay", decay, (1, 2), "[H] or [B, H]")
         kind = "head" if decay.dim() == 1 else "token"
         tensors["decay"] = decay if kind == "head" else decay.unsqueeze(1)
-    config = Config(True, scale, kind, normalize, initial_state=True, return_state=True, chunk=STEP_CHUNK)
+    config = Config(True, scale, kind, normalize, initial_state=True, return_state=True, chunk=1)
     o, *after = _call(config, tensors | fields)
     return o.squeeze(1), _state(after)
 

@@ -43,6 +43,12 @@ def test_values_and_gradients_are_those_of_the_recurrence(options: dict[str, Any
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10 * (1 + wanted.abs().max().item()))
 
 
+@pytest.mark.parametrize("time", [1, 7], ids="T{}".format)
+def test_tiles_of_one_position(time: int) -> None:
+    """The tile of a decoding step, here for every position of a sequence."""
+    test_values_and_gradients_are_those_of_the_recurrence({"decay": "token", "normalize": True, "chunk": 1, **STATES}, time)
+
+
 @pytest.mark.parametrize("options", [o for o in OPTIONS if "initial_state" not in o], ids=cases.name)
 def test_the_recurrence_is_the_pairwise_definition(options: dict[str, Any]) -> None:
     given, config = cases.rows(2, 23, options), cases.config(options)

@@ -9,6 +9,7 @@ _tvm.ensure()
 from tvm import te, tirx  # noqa: E402
 
 from tilegen.expression import ceildiv, compute, const, floordiv, floormod, if_then_else, placeholder, reduce_axis, reduce_sum  # noqa: E402
+from tilegen.plan.frames import frame_of  # noqa: E402
 from tilegen.plan.tiles import TileKernel, TilePartition  # noqa: E402
 
 TILE = 4
@@ -48,3 +49,16 @@ def test_no_kernel_holds_a_stage_that_it_reads_elsewhere() -> None:
     partition = TilePartition([z, y], [x])
     assert s not in kernel_that_writes(partition, y).locals
     assert s in kernel_that_writes(partition, z).locals
+
+
+def test_a_result_that_also_reads_the_last_tile_is_computed_at_every_tile() -> None:
+    """In tiles of one position the last one is a fixed place: y must not be computed there for all others."""
+    B, T = tirx.Var("B", "int32"), tirx.Var("T", "int32")
+    x, d = placeholder((B, T, 8), "float32", "x"), reduce_axis(8, "d")
+    s = compute((B, T, 1), lambda b, t, i: reduce_sum(x[b, t + i, d.var], d), name="s")
+    last = lambda b, t: if_then_else(t + 1 == T, s[b, T - 1, 0], const(0, "float32"))
+    y = compute((B, T), lambda b, t: last(b, t) + s[b, t, 0], name="y")
+    frame = frame_of(y, [x])
+    assert frame is not None
+    assert frame.axes == [(0, 1), (1, 1)]
+    assert not frame.fixed

@@ -30,6 +30,7 @@ from tilegen.plan.emit_scatter import emit_scatter
 from tilegen.plan.emit_tile import emit_tile
 from tilegen.plan.evaluate import Evaluator, MathRule, identity
 from tilegen.plan.kernel import Kernel
+from tilegen.plan.scope import scope
 from tilegen.plan.tiles import TileKernel
 
 Buffers = Mapping[te.Tensor, Any]
@@ -52,7 +53,7 @@ def prim_func(
         with T.sblock("root"):
             for kernel in kernels:
                 # A scope of its own: what a schedule primitive must prove, it proves about this kernel alone.
-                with T.sblock(f"scope_{kernel.name}"):
+                with scope(kernel.name):
                     EMITTERS[kernel.pattern](kernel, buffers, math or (lambda expr, bind: expr))
     return builder.get()
 

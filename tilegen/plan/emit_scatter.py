@@ -22,6 +22,7 @@ from tilegen.expression.gather import scatter_spec
 from tilegen.expression.walkers import const_int
 from tilegen.plan.evaluate import Evaluator, MathRule
 from tilegen.plan.kernel import Kernel
+from tilegen.plan.scope import scope
 from tilegen.schedules.rule import APART, ROWS, UNORDERED
 
 
@@ -53,7 +54,7 @@ def emit_scatter(kernel: Kernel, buffers: Mapping[te.Tensor, Any], math: MathRul
 def _block(name: str, extents: Sequence[Any]) -> Iterator[list[Any]]:
     """A block over `extents` in a scope of its own, where it is the only writer."""
     with ExitStack() as stack:
-        stack.enter_context(T.sblock(f"scope_{name}"))
+        stack.enter_context(scope(name))
         frame = stack.enter_context(T.grid(*extents))
         loops = [frame] if isinstance(frame, ir.Var) else list(frame)
         stack.enter_context(T.sblock(name))

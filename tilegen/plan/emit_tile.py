@@ -26,73 +26,13 @@ from tvm.tirx.script.builder import ir as T
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import conjunction, const_int, substitute
 from tilegen.plan import stages
-from tilegen.plan.evaluate import Evaluator, MathRule, identity
+from tilegen.plan.evaluate import MathRule, identity
 from tilegen.plan.frames import outer_rank
+from tilegen.plan.scope import scope
 from tilegen.plan.sums import emit_row_sum, is_row_sum
+from tilegen.plan.tile_values import Oriented, State, TileEvaluator
 from tilegen.plan.tiles import TileKernel
 from tilegen.schedules.rule import INNER
-
-
-class State:
-    """A walked scan as something to index: the current tile's state, or the one before."""
-
-    def __init__(self, scan: te.Tensor, walked: int, at: Any, before: Any, after: Any):
-        self.scan, self.walked, self.at, self.before, self.after = scan, walked, at, before, after
-
-    def __getitem__(self, indices: Sequence[Any]) -> Any:
-        rest = [i for k, i in enumerate(indices) if k != self.walked]
-        here = stages.equal(indices[self.walked], self.at)
-        exclusive = scan_spec(self.scan.op).exclusive
-        return (self.after if here and not exclusive else self.before)[tuple(rest)]
-
-
-class Oriented:
-    """A tensor with a copy in which axis `moved` comes last; the copy serves reads whose index there is `column`."""
-
-    def __init__(self, natural: Any, turned: Any, moved: int):
-        self.natural, self.turned, self.moved = natural, turned, moved
-        self.column: Any = None
-
-    def __getitem__(self, indices: Sequence[Any]) -> Any:
-        if self.column is not None and stages.equal(indices[self.moved], self.column):
-            return self.turned[(*indices[: self.moved], *indices[self.moved + 1 :], indices[self.moved])]
-        return self.natural[tuple(indices)]
-
-
-class TileEvaluator(Evaluator):
-    """Values in a tile: every index is simplified before it is used."""
-
-    def __init__(self, kernel: TileKernel, buffers: Mapping[te.Tensor, Any], math: MathRule, point: Sequence[Any], analyzer: Any):
-        super().__init__(kernel, buffers, math, point, None, {})
-        self.analyzer = analyzer
-        self.written = set()
-        self.tile: set[te.Tensor] = set()
-        self.fixed: dict[int, tuple[Any, Any]] = {}  # outer axis -> (the one place a result reads, the variable that is there)
-        self.located: Callable[[te.Tensor, Any], Any] | None = None  # where tables place an element, by the task's own variables
-
-    def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
-        """One element, at simplified indices.
-
-        What the tile holds is only there at the tile's own outer point, so a fixed place is read as the variable that is there.
-        """
-        at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in indices]
-        known = None if self.located is None else self.located(tensor, at[0])
-        if known is not None:
-            return known
-        if tensor in self.tile:
-            for axis, (place, here) in self.fixed.items():
-                if stages.equal(at[axis], place):
-                    at[axis] = here
-        return super().element(tensor, at)
-
-
-    def resolved(self, read: Any) -> Any:
-        """The value of a read of any stage."""
-        return self._resolve(read)
-
-    def bound_to(self, name: str, value: Any) -> Any:
-        """A value as a variable."""
-        return self._bind(name, value)
 
 
 class TileEmitter:
@@ -131,7 +71,7 @@ class TileEmitter:
                 at[kernel.walked] = kernel.extent - 1 - step if kernel.reverse else step
             # A scope of its own for the step: the state that moves on behind it is a write after a read, and primitives need
             # not reason about quotients of the task number.
-            with T.sblock(f"scope_{kernel.name}_step"):
+            with scope(f"{kernel.name}_step"):
                 self._body([T.axis.spatial(n, index) for n, index in zip(kernel.space, at, strict=True)])
             for scan in kernel.anchors:
                 self._copy(self.after[scan], self.before[scan], self._parallel_at(at), self.inner_of(scan))
@@ -186,13 +126,23 @@ class TileEmitter:
                 for var, extent in zip([*inner, *steps], ranges, strict=True):
                     analyzer.bind(var, ir.Range(0, extent))
                 T.sblock_attr({INNER: len(ranges)})
-                self.binding = dict(zip([*[outer[k] for k in spaces], *inner, *steps], [*[at[k] for k in spaces], *loops], strict=True))
+                self.binding = dict(
+                    zip([*[outer[k] for k in spaces], *inner, *steps], [*[at[k] for k in spaces], *loops], strict=True)
+                )
                 body(outer, inner, steps, analyzer)
 
-    def _values(self, outer: Sequence[Any], inner: Sequence[Any], analyzer: Any, extra: Mapping[Any, Any] | None = None) -> TileEvaluator:
+    def _values(
+        self, outer: Sequence[Any], inner: Sequence[Any], analyzer: Any, extra: Mapping[Any, Any] | None = None
+    ) -> TileEvaluator:
         walked = self.kernel.walked
-        came = {t: self.entered.get(t, self.before[t]) if scan_spec(t.op).exclusive else self.before[t] for t in self.kernel.anchors}
-        states = {t: State(t, walked, outer[walked], came[t], self.after[t]) for t in self.kernel.anchors} if walked is not None else {}
+        came = {
+            t: self.entered.get(t, self.before[t]) if scan_spec(t.op).exclusive else self.before[t] for t in self.kernel.anchors
+        }
+        states = (
+            {t: State(t, walked, outer[walked], came[t], self.after[t]) for t in self.kernel.anchors}
+            if walked is not None
+            else {}
+        )
         visible = {**self.memory, **self.local, **states, **(extra or {})}
         values = TileEvaluator(self.kernel, visible, self.math, [*outer, *inner], analyzer)
         values.tile = {*self.local, *states}
@@ -386,7 +336,9 @@ class TileEmitter:
     def _write_ragged(self, tensor: te.Tensor, outer: list[Any], inner: list[Any], values: TileEvaluator) -> None:
         """A result whose elements tables place in tiles: both ends of the tile are read, then it is written like any other."""
         frame = self.kernel.frames[tensor]
-        reads, counts = ({k: values.resolved(read) for k, read in found.items()} for found in (frame.firsts(outer), frame.counts(outer)))
+        reads, counts = (
+            {k: values.resolved(read) for k, read in found.items()} for found in (frame.firsts(outer), frame.counts(outer))
+        )
         here = frame.indices(outer, inner, reads)
         guards = [here[k] - reads[k] < counts[k] for k in reads] + frame.guards(tensor, outer, here)
         T.where(substitute(tirx.all(*guards), self.binding))

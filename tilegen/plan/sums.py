@@ -23,7 +23,8 @@ from tilegen.expression.walkers import call_name, const_int, find, is_load, vari
 from tilegen.plan import stages
 
 if TYPE_CHECKING:
-    from tilegen.plan.emit_tile import TileEmitter, TileEvaluator
+    from tilegen.plan.emit_tile import TileEmitter
+    from tilegen.plan.tile_values import TileEvaluator
 
 LEAVES = 16
 """Terms that one expression adds up."""
