@@ -22,25 +22,22 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from tilegen.errors import ScheduleError
 from tilegen.expression.scan import scan_inputs
-from tilegen.expression.walkers import const_int
 from tilegen.plan import stages
-from tilegen.plan.access import anchors_below
-from tilegen.plan.emit import wide
 from tilegen.plan.evaluate import Evaluator, MathRule, combine
 from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
 from tilegen.plan.gpu.lanes import neighbours, registers
 from tilegen.plan.gpu.reduce import Reduction
+from tilegen.plan.gpu.walk_ending import Ending
 from tilegen.plan.gpu.walk_exchange import Exchange, Shape
 from tilegen.plan.gpu.walk_reads import Held, Place, Reads, Recorder, Window, load, row_stride, rows
 from tilegen.plan.gpu.walk_strata import Stratum, closure, decay_of, reductions_of, scans_of, strata
 from tilegen.plan.gpu.walk_values import Step, neutral
 from tilegen.plan.kernel import Kernel
-from tilegen.schedules.rule import Gpu, dtype_bytes
+from tilegen.schedules.rule import Gpu
 
-MOST_THREADS = 1024
-"""Of a block."""
+MOST_PARTIAL = 16
+"""Sums of a thread that are first added up group by group, which keeps their error small, if there are no more of them."""
 
 LATE, WHOLE = 1, 2
 """When the next round is loaded: while the last pass over this one runs, or during all of it; 0 is at its own start."""
@@ -55,38 +52,17 @@ def lower_walk(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu,
         Walk(kernel, buffers, decisions, gpu, math).emit()
 
 
-def lane_extent(kernel: Kernel) -> int | None:
-    """Channels along the last axis of a walk's space, if their number is static."""
-    return const_int(kernel.space[-1]) if kernel.space else None
-
-
-class Walk:
+class Walk(Ending):
     """One walk being emitted."""
 
     def __init__(self, kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule):
-        self.kernel, self.buffers, self.gpu, self.math = kernel, buffers, gpu, math
-        self.shape = Shape(decisions["groups"], decisions["channels"], decisions["width"], decisions["steps"])
-        self.lane = len(kernel.space) - 1 if lane_extent(kernel) is not None else None
-        self._check()
+        shape = Shape(decisions["groups"], decisions["channels"], decisions["width"], decisions["steps"])
+        super().__init__(kernel, buffers, shape, gpu, math)
         self.ahead = decisions["ahead"]
-        self.ready = {tensor for tensor in buffers if tensor not in set(kernel.writes())}
         self.strata = strata(kernel, self.ready)
         self.scans, self.reductions = scans_of(kernel), reductions_of(kernel)
         self.exchanges = [Exchange(stratum, self.shape) for stratum in self.strata] if self.shape.groups > 1 else []
         self.reads = self._reads()
-
-    def _check(self) -> None:
-        """Refuse sizes that do not go together."""
-        shape, extent = self.shape, lane_extent(self.kernel)
-        said = f"kernel '{self.kernel.name}': {shape.channels} channels, width {shape.width}, {shape.groups} groups"
-        if shape.channels % shape.width or (extent if extent is not None else 1) % shape.width:
-            raise ScheduleError(f"{said}; width must divide the channels of a block and of the kernel ({extent}); tune it again")
-        if self.lane is None and shape.channels > 1:
-            raise ScheduleError(f"{said}; a kernel without a static last axis has 1 channel; tune it again")
-        if 1 < shape.groups < shape.width:
-            raise ScheduleError(f"{said}; groups must be 1 or at least the width; tune it again")
-        if shape.threads > MOST_THREADS:
-            raise ScheduleError(f"{said} make {shape.threads} threads, must be at most {MOST_THREADS}; tune it again")
 
     # ---------------------------------------------------------------- what is read
 
@@ -115,61 +91,6 @@ class Walk:
             for anchor in self.reductions:
                 T.evaluate(values.added(anchor, neutral(anchor), tirx.const(True, "bool")))
         return reads
-
-    # ---------------------------------------------------------------- places
-
-    def _grid(self) -> tuple[list[Any], Any]:
-        """(extents of the axes whose points have blocks of their own, blocks in all)."""
-        own = list(self.kernel.space) if self.lane is None else list(self.kernel.space[:-1])
-        tiles = 1 if self.lane is None else -(-lane_extent(self.kernel) // self.shape.channels)  # type: ignore[operator]
-        total: Any = tiles
-        for extent in own:
-            total = extent * total if not isinstance(extent, int) else total * extent
-        return own, total if not isinstance(total, int) else tirx.const(total, "int32")
-
-    def _places(self, block: Any, thread: Any, own: list[Any]) -> None:
-        """Which channels and steps are this thread's."""
-        shape = self.shape
-        tiles = 1 if self.lane is None else -(-lane_extent(self.kernel) // shape.channels)  # type: ignore[operator]
-        self.thread = thread
-        self.tx = name("tx", T.Bind(tirx.floormod(thread, shape.lanes)))
-        self.group = name("group", T.Bind(tirx.floordiv(thread, shape.lanes)))
-        rest = tirx.floordiv(block, tiles)
-        lead: list[Any] = []
-        for extent in reversed(own[1:]):
-            lead.insert(0, tirx.floormod(rest, extent))
-            rest = tirx.floordiv(rest, extent)
-        if own:
-            lead.insert(0, rest)
-        if lead:
-            lead[0] = lead[0].astype("int64")  # and with it every offset: tensors may have more than 2^31 elements
-        self.lead = [name(f"p{k}", T.Bind(at)) for k, at in enumerate(lead)]
-        self.fits: Any = None
-        self.places = list(self.lead)
-        if self.lane is None:
-            return
-        first = tirx.floormod(block, tiles) * shape.channels + self.tx * shape.width
-        extent = lane_extent(self.kernel)
-        assert extent is not None
-        if extent % shape.channels:
-            # Threads beyond the last channel repeat the last ones and write nothing.
-            self.fits = T.Bind(first < extent)
-            first = tirx.min(first, extent - shape.width)
-        self.places.append(name("first", T.Bind(first)))
-
-    def _point(self, lane: Any) -> list[Any]:
-        """The point of one of the thread's channels."""
-        if self.lane is None:
-            return list(self.lead)
-        return [*self.lead, name("channel", T.Bind(self.places[-1] + lane))]
-
-    def _time(self, step: Any) -> Any:
-        """The index of a step on the walked axis."""
-        return self.kernel.extent - 1 - step if self.kernel.reverse else step
-
-    def _full(self, point: Sequence[Any], time: Any) -> list[Any]:
-        at = self.kernel.position
-        return [*point[:at], time, *point[at:]]
 
     # ---------------------------------------------------------------- emission
 
@@ -217,60 +138,12 @@ class Walk:
         self.begin = {scan: registers(f"begin{k}", [shape.width], str(scan.dtype)) for k, scan in enumerate(self.scans)}
         self.run = {scan: registers(f"run{k}", [shape.width], str(scan.dtype)) for k, scan in enumerate(self.scans)}
         self.sums = {a: registers(f"sum{k}", [shape.width], str(a.dtype)) for k, a in enumerate(self.reductions)}
+        few = len(self.reductions) * shape.width <= MOST_PARTIAL
+        self.part = {a: registers(f"part{k}", [shape.width], str(a.dtype)) for k, a in enumerate(self.reductions) if few}
         self.out = {e: registers(f"out{k}", [shape.width], str(e.dtype)) for k, e in enumerate(self.kernel.emits)}
         self._shared()
         for exchange in self.exchanges:
             exchange.open()
-
-    def _shared(self) -> None:
-        """Rows of sums, one buffer a dtype, and rows of what the results behind the walk need."""
-        shape = self.shape
-        rows: dict[str, int] = {}
-        for exchange in self.exchanges:
-            for dtype, count in exchange.rows.items():
-                rows[dtype] = max(rows.get(dtype, 0), count)
-        if shape.groups > 1:
-            for anchor in self.reductions:
-                rows.setdefault(str(anchor.dtype), 1)
-        self.kept = self._kept()
-        ends: dict[str, int] = {}
-        self.end_row: dict[te.Tensor, int] = {}
-        for tensor, dtype in self.kept.items():
-            self.end_row[tensor] = ends.get(dtype, 0)
-            ends[dtype] = self.end_row[tensor] + 1
-        wanted = [(("rows", d), [n, shape.row], d) for d, n in rows.items()] + [
-            (("ends", d), [n, shape.channels], d) for d, n in ends.items()
-        ]
-        wanted.sort(key=lambda want: -dtype_bytes(want[2]))
-        total = sum(n * width * dtype_bytes(dtype) for _, (n, width), dtype in wanted)
-        self.rows: dict[str, Any] = {}
-        self.ends: dict[str, Any] = {}
-        if total > self.gpu.shared_bytes:
-            raise ScheduleError(
-                f"kernel '{self.kernel.name}': {shape.groups} groups of {shape.channels} channels take {total} bytes of shared memory, "
-                f"must be at most {self.gpu.shared_bytes}; tune it again"
-            )
-        if not total:
-            return
-        base = name("shared", T.alloc_buffer([total], "uint8", scope="shared.dyn"))
-        at = 0
-        for (role, dtype), (n, width), _ in wanted:
-            size = dtype_bytes(dtype)
-            declared = T.decl_buffer([n, width], dtype, data=base.data, elem_offset=at // size, scope="shared.dyn")
-            getattr(self, role)[dtype] = name(f"{role}_{dtype}", declared)
-            at += n * width * size
-
-    def _kept(self) -> dict[te.Tensor, str]:
-        """What the results behind the walk need of it, with the dtype in which it waits."""
-        if not self.kernel.finals:
-            return {}
-        own = set(self.kernel.anchors)
-        needed: dict[te.Tensor, str] = {}
-        for final in self.kernel.finals:
-            for anchor in [final] if final in own else anchors_below(final, self.ready):
-                if anchor in own:
-                    needed[anchor] = str(anchor.dtype)
-        return needed | {tensor: wide(tensor) for tensor in self.kernel.latches if tensor not in needed}
 
     # ---------------------------------------------------------------- loads
 
@@ -313,10 +186,6 @@ class Walk:
         for scan in scans:
             values.hold(scan, states[scan][lane])
         return values
-
-    def _cell(self, lane: Any) -> Any:
-        """This thread's element in a row of sums."""
-        return self.group * self.shape.channels + self.tx * self.shape.width + lane
 
     def _seed(self) -> None:
         """States before the first step, and sums of nothing."""
@@ -419,6 +288,10 @@ class Walk:
             with T.unroll(0, width) as lane:
                 for scan in needed:
                     T.buffer_store(self.run[scan], self.begin[scan][lane], [lane])
+        part = self.part or self.sums
+        for anchor, buffer in self.part.items():
+            with T.unroll(0, width) as lane:
+                T.buffer_store(buffer, neutral(anchor), [lane])
         near = self._near(start)
         with self._steps(start) as (at, step, time):
             exists = T.Bind(step < kernel.extent)
@@ -426,7 +299,7 @@ class Walk:
                 values = self._values(at, time, lane, needed, self.run)
                 stores = [(self.run[scan], values.advance(scan)) for scan in needed]
                 stores += [(buffer, values.at_point(e)) for e, buffer in self.out.items()]
-                stores += [(buffer, values.added(a, buffer[lane], exists)) for a, buffer in self.sums.items()]
+                stores += [(buffer, values.added(a, buffer[lane], exists)) for a, buffer in part.items()]
                 latches = [(tensor, values.at_point(tensor).astype(self.kept[tensor])) for tensor in kernel.latches]
                 for buffer, value in stores:
                     T.buffer_store(buffer, value, [lane])
@@ -438,6 +311,11 @@ class Walk:
                 with T.If(exists if self.fits is None else tirx.all(exists, self.fits)), T.Then():
                     for emitted, buffer in self.out.items():
                         self._write(emitted, buffer, near.get(emitted), at, time)
+
+        for anchor, buffer in self.part.items():
+            with T.unroll(0, width) as lane:
+                joined = combine(stages.reduction(anchor), self.sums[anchor][lane], buffer[lane])
+                T.buffer_store(self.sums[anchor], joined, [lane])
 
     def _near(self, start: Any) -> dict[te.Tensor, tuple[Any, int]]:
         """For every result that has neighbouring channels next to each other: its rows from this group on, and their distance."""
@@ -461,61 +339,3 @@ class Walk:
         with T.unroll(0, width) as lane:
             point = [*self.lead] if self.lane is None else [*self.lead, self.places[-1] + lane]
             T.buffer_store(self.buffers[emitted], buffer[lane], self._full(point, time))
-
-    # ---------------------------------------------------------------- behind the walk
-
-    def _keep(self, tensor: te.Tensor, value: Any, lane: Any) -> None:
-        T.buffer_store(self.ends[self.kept[tensor]], value, [self.end_row[tensor], self.tx * self.shape.width + lane])
-
-    def _finish(self) -> None:
-        """Join the groups' reductions, and write the results that have no walked axis."""
-        kernel, shape = self.kernel, self.shape
-        if not kernel.finals:
-            return
-        for anchor, buffer in self.sums.items():
-            if anchor in self.kept:
-                self._join(anchor, buffer)
-        barrier()
-        condition = self.group == 0
-        with T.If(condition if self.fits is None else tirx.all(condition, self.fits)), T.Then(), T.unroll(0, shape.width) as lane:
-            point = self._point(lane)
-            ends = {
-                tensor: _End(self.ends[dtype], self.end_row[tensor], self.tx * shape.width + lane)
-                for tensor, dtype in self.kept.items()
-            }
-            values = Evaluator(kernel, self.buffers, self.math, point, None, {a: ends[a] for a in kernel.anchors if a in ends})
-            values.open_states()
-            stores = [
-                (self.buffers[final], values.at_end(final, {t: ends[t] for t in kernel.latches})) for final in kernel.finals
-            ]
-            for buffer, value in stores:
-                T.buffer_store(buffer, value, point)
-
-    def _join(self, anchor: te.Tensor, buffer: Any) -> None:
-        """One reduction over all groups, a thread a channel, in a fixed order."""
-        shape = self.shape
-        if shape.groups == 1:
-            with T.unroll(0, shape.width) as lane:
-                self._keep(anchor, buffer[lane], lane)
-            return
-        rows, kind = self.rows[str(anchor.dtype)], stages.reduction(anchor)
-        barrier()
-        with T.unroll(0, shape.width) as lane:
-            T.buffer_store(rows, buffer[lane], [0, self._cell(lane)])
-        barrier()
-        with T.If(self.thread < shape.channels), T.Then():
-            whole = registers("whole", [1], str(anchor.dtype))
-            T.buffer_store(whole, rows[0, self.thread], [0])
-            with T.unroll(1, shape.groups) as group:
-                T.buffer_store(whole, combine(kind, whole[0], rows[0, group * shape.channels + self.thread]), [0])
-            T.buffer_store(self.ends[self.kept[anchor]], whole[0], [self.end_row[anchor], self.thread])
-
-
-class _End:
-    """A value of the last step, whatever it is indexed with."""
-
-    def __init__(self, buffer: Any, row: int, channel: Any):
-        self.buffer, self.row, self.channel = buffer, row, channel
-
-    def __getitem__(self, indices: Any) -> Any:
-        return self.buffer[self.row, self.channel]
