@@ -33,7 +33,7 @@ class Tile:
         made = {"warps": decide("warps", WARPS, usual)}
         extent = kernel.shared_axis()
         possible = [n for n in PARTS if extent % (16 * n) == 0] or [1]
-        parts = [n for n in possible if kernel.shared_bytes(usual, n) <= gpu.shared_bytes] or possible
+        parts = [n for n in possible if kernel.shared_bytes(gpu, usual, n) <= gpu.shared_bytes] or possible
         fair = [n for n in parts if extent // n >= (NARROWEST if extent <= 2 * NARROWEST else 2 * NARROWEST)] or [min(parts)]
         made["parts"] = decide("parts", parts, max(fair) if walks else min(parts))
         if walks:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tvm import tirx
 
-from tests.cuda.emulator import EmulatedModule
+from tests.cuda.emulator import EmulatedInstance, EmulatedModule
 from tests.cuda.emulator.module import aligned
 from tests.plan.test_values import renamed
 from tilegen import mechanisms
@@ -133,7 +133,7 @@ def test_the_rule_offers_only_what_fits():
             for kernel in function.kernels:
                 made = Tile().decide(kernel, gpu, Fixed())
                 assert kernel.shared_axis() % (16 * made["parts"]) == 0 or made["parts"] == 1, name
-                assert kernel.shared_bytes(made["warps"], made["parts"]) <= gpu.shared_bytes
+                assert kernel.shared_bytes(gpu, made["warps"], made["parts"]) <= gpu.shared_bytes
 
 
 def test_barriers_are_where_shared_memory_changes_hands():
@@ -157,3 +157,17 @@ def test_names_of_stages_change_nothing():
     twin = _function("forward", given, [PlanArg(a.name, a.role, t) for a, t in zip(results, other, strict=True)])
     decisions = {"warps": 4, "parts": 2, "prefetch": 1}
     assert without_names(text_of(twin, decisions)) == without_names(text_of(forward, decisions))
+
+
+def test_gpus_without_these_tensor_cores_contract_thread_by_thread():
+    mechanism = mechanisms.get("linear_attention")
+    instance = Instance(mechanism, mechanism.config(chunk=16), {"D": 16, "E": 16}, "float16")
+    functions = EmulatedInstance(instance, ("forward",), "sm_75")
+    assert "mma.sync" not in functions.source
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 37, 2, 16, generator=generator).half() for _ in range(3))
+    made = functions.run("forward", {"q": q, "k": k, "v": v}, ("forward", "reverse"))
+    (exact,) = mechanism.reference(instance.config, q.double(), k.double(), v.double())
+    (plain,) = mechanism.reference(instance.config, q.float(), k.float(), v.float())
+    found = verdict("o", made["o"], plain, exact)
+    assert found.passed, found

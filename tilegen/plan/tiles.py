@@ -14,6 +14,7 @@ from tilegen.plan import stages
 from tilegen.plan.access import anchors_below, tables_below
 from tilegen.plan.frames import Cone, Frame, cone, frame_of, is_everywhere, is_local, walk_axis
 from tilegen.plan.kernel import Kernel, kernel_for
+from tilegen.schedules.rule import Gpu
 
 
 @dataclass
@@ -37,11 +38,11 @@ class TileKernel(Kernel):
         found = Program(self, self.memory, 1, None).cuts
         return 1 if found is None else found[1]
 
-    def shared_bytes(self, warps: int, parts: int) -> int:
-        """The shared memory of a GPU's block of `warps` warps that computes one of `parts` parts of the results."""
+    def shared_bytes(self, gpu: Gpu, warps: int, parts: int) -> int:
+        """The shared memory of a block of `warps` warps that computes one of `parts` parts of the results."""
         from tilegen.plan.gpu.block import shared_bytes
 
-        return shared_bytes(self, warps, parts)
+        return shared_bytes(self, gpu, warps, parts)
 
     def joins(self, needs: Cone) -> bool:
         """Whether a result with these needs can be computed here: no stage is held for this tile and read for others."""

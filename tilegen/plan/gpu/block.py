@@ -23,6 +23,9 @@ from tilegen.plan.gpu.values import Values
 from tilegen.plan.tiles import TileKernel
 from tilegen.schedules.rule import Gpu
 
+TENSOR_CORES = 80
+"""The capability from which there is mma.sync m16n8k16; older GPUs contract thread by thread."""
+
 Registers = tuple[Any, Any, Any, Any]
 
 
@@ -52,9 +55,9 @@ def homes_of(program: Program) -> dict[tuple[te.Tensor, str], Shared]:
     return found
 
 
-def shared_bytes(kernel: TileKernel, warps: int, parts: int) -> int:
+def shared_bytes(kernel: TileKernel, gpu: Gpu, warps: int, parts: int) -> int:
     """The shared memory that a block of a kernel takes."""
-    narrow = narrow_dtype([*kernel.memory, *kernel.emits])
+    narrow = narrow_dtype([*kernel.memory, *kernel.emits]) if gpu.capability >= TENSOR_CORES else None
     return place(list(homes_of(Program(kernel, kernel.memory, warps, narrow, parts)).values()))
 
 
@@ -67,7 +70,7 @@ class Block:
         self.memory = {t: b for t, b in buffers.items() if t not in self.targets}
         self.warps, self.prefetch = int(decisions["warps"]), bool(decisions.get("prefetch", 1)) and kernel.walked is not None
         self.threads = self.warps * WARP
-        self.narrow = narrow_dtype(list(buffers))
+        self.narrow = narrow_dtype(list(buffers)) if gpu.capability >= TENSOR_CORES else None
         self.program = Program(kernel, set(self.memory), self.warps, self.narrow, int(decisions.get("parts", 1)))
         self.rank = len(kernel.space)
         self.parallel = [k for k in range(self.rank) if k != kernel.walked]
