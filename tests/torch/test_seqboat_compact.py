@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tilegen import ops
+from tilegen import nn, ops
 from tilegen.ops.compact import COMPACT, EXTRACT, Config, ExtractConfig
 from tilegen.torch import operator
 
@@ -80,3 +80,16 @@ def test_rows_are_rounded_under_autocast() -> None:
     assert y.dtype is torch.bfloat16
     assert torch.equal(y, (x * ACTIVE[..., None]).bfloat16())
     assert torch.autograd.grad(y.float().sum(), x)[0].dtype is torch.float32
+
+
+def test_the_layer_is_the_same_where_values_are_checked(monkeypatch) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.SeqBoat(8, window=4, key_dim=10, value_dim=10, orders=2), torch.randn(2, 11, 8)
+    leaves = list(layer.parameters())
+    y = layer(x)
+    assert 0 < layer.activity(x).sum() < 22
+    plain = y, *torch.autograd.grad(y.square().sum(), leaves)
+    monkeypatch.setenv("TILEGEN_DEBUG", "1")
+    y = layer(x)
+    checked = y, *torch.autograd.grad(y.square().sum(), leaves)
+    torch.testing.assert_close(checked, plain, rtol=1e-6, atol=1e-7)

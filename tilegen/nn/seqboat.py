@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tilegen import ops
+from tilegen import ops, settings
 from tilegen.errors import ArgumentError
 from tilegen.ops.local_attention import Config
 from tilegen.ops.local_attention.reference import rotary
@@ -142,11 +142,13 @@ class SeqBoat(nn.Module):
         """As `forward` on the first tokens of each sequence, and the state from which `step` goes on."""
         if not self.causal:
             raise ArgumentError("prefill is called on a layer with causal=False, which has no state; make it with causal=True")
-        y, h, k, v, lengths = self._run(x)
+        y, h, k, v, cu_seqlens = self._run(x)
         assert h is not None
-        # Row m of the state is active token number lengths - w + m, where there is one.
-        rows = lengths.long().unsqueeze(1) - self.window + torch.arange(self.window, device=x.device)
-        last = [_rows(t, rows.clamp(min=0)) * (rows >= 0)[..., None, None] for t in (k, v)]
+        # Row m of the state is the active token w - m places before the end of its sequence, where there is one.
+        lengths = cu_seqlens.diff()
+        places = cu_seqlens[1:, None] - self.window + torch.arange(self.window, device=x.device)
+        held = (places >= cu_seqlens[:-1, None])[..., None, None]
+        last = [torch.where(held, t[0][places.clamp(min=0)], 0) for t in (k, v)]
         past = ops.LocalAttentionState(last[0], last[1], lengths.clamp(max=self.window))
         return y, SeqBoatState(h, past, torch.full_like(lengths, x.shape[1], dtype=torch.int64))
 
@@ -184,7 +186,7 @@ class SeqBoat(nn.Module):
     # ---- parts
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-        """The output; the averages after the last token (causal), and the keys, values and number of the active ones."""
+        """The output; the averages after the last token (causal), and the packed keys and values of active ones with their bounds."""
         self._check(x, 3)
         rows = self._before(x)
         if self.causal:
@@ -192,19 +194,19 @@ class SeqBoat(nn.Module):
         else:
             filtered, h = ops.ema(rows, *self._ema(), causal=False), None
         e, skip, active, confidence = self._route(filtered)
-        time = x.shape[1]
-        # Active token t goes to slot number (active ones before it); the others go to the slot after the last, which is dropped.
-        slot = torch.where(active, active.cumsum(1) - 1, time)
-        lengths = active.sum(1, dtype=torch.int32)
-        positions = _scattered(torch.arange(time, device=x.device).expand(active.shape).unsqueeze(-1), slot).squeeze(-1)
-        q, k, r, v = self._unit(_scattered(e, slot), positions)
+        rows, cu_seqlens, positions = ops.compact(e, active, return_positions=True)
+        q, k, r, v = self._unit(rows.unsqueeze(0), positions.unsqueeze(0))
+        # Rows behind the last active one belong to no sequence: attention leaves them, and their gradients, as memory was.
+        there = (torch.arange(rows.shape[0], device=x.device) < cu_seqlens[-1]).view(1, -1, 1, 1)
+        q, k, v = (torch.where(there, part, 0) for part in (q, k, v))
+        # Checks of values want every row in a sequence; the rest is one then.
+        bounds = nn.functional.pad(cu_seqlens, (0, 1), value=rows.shape[0]) if settings.debug() else cu_seqlens
         found = ops.local_attention(
-            q, k, v, window=self.window, kind=self.kind, causal=self.causal, bias=self.bias, lengths=lengths
+            q, k, v, window=self.window, kind=self.kind, causal=self.causal, bias=self.bias, cu_seqlens=bounds
         )
-        g = self.h_proj(found.squeeze(2) * r.squeeze(2))
-        g = _rows(nn.functional.pad(g, (0, 0, 0, 1)), slot)
-        y = self._after(nn.functional.silu(skip + confidence.unsqueeze(-1) * g + x))
-        return y, h, k, v, lengths
+        g = self.h_proj((torch.where(there, found, 0) * r)[0, :, 0])
+        y = self._after(nn.functional.silu(skip + confidence.unsqueeze(-1) * ops.extract(g, cu_seqlens, active) + x))
+        return y, h, k, v, cu_seqlens
 
     def _route(self, filtered: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """e, the skip path, which tokens are active, and their confidence (zero for the others)."""
@@ -245,15 +247,3 @@ class SeqBoat(nn.Module):
             what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
             form = "[B, T, D]" if dims == 3 else "[B, D]"
             raise ArgumentError(f"x has {what}, must be {form} with D = {self.dim}; reshape x to that form")
-
-
-def _scattered(x: Tensor, slot: Tensor) -> Tensor:
-    """Row t of `x` [B, T, C] at row slot_t, zeros elsewhere; rows for slot T are dropped.  No slot below T is given twice."""
-    buffer = torch.zeros(x.shape[0], x.shape[1] + 1, x.shape[2], dtype=x.dtype, device=x.device)
-    return buffer.scatter(1, slot.unsqueeze(-1).expand(x.shape), x)[:, :-1]
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [B, M] of `x` [B, R, ...]."""
-    shape = [*index.shape, *x.shape[2:]]
-    return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(shape))
