@@ -171,3 +171,23 @@ def test_gpus_without_these_tensor_cores_contract_thread_by_thread():
     (plain,) = mechanism.reference(instance.config, q.float(), k.float(), v.float())
     found = verdict("o", made["o"], plain, exact)
     assert found.passed, found
+
+
+@pytest.mark.parametrize("options", [{"decay": "head"}, {"decay": "token", "normalize": True}], ids=["head", "token"])
+def test_states_beside_narrow_tensors_are_as_good_as_float32(options):
+    """Decayed keys are no bfloat16 numbers: rounded for the tensor cores they would cost the state its precision."""
+    mechanism = mechanisms.get("linear_attention")
+    instance = Instance(mechanism, mechanism.config(chunk=16, return_state=True, **options), {"D": 32, "E": 48}, "bfloat16")
+    functions = EmulatedInstance(instance, ("forward",))
+    generator = torch.Generator().manual_seed(0)
+    inputs = {}
+    for spec in mechanism.inputs(instance.config):
+        x = torch.randn([{"B": 2, "T": 70, "H": 2, "D": 32, "E": 48}[dim] for dim in spec.shape], generator=generator)
+        x = -x.abs() if spec.name == "decay" else x.abs() if spec.name in "qk" else x
+        inputs[spec.name] = x.to(torch.bfloat16 if spec.dtype == "io" else torch.float32)
+    made = functions.run("forward", inputs, ("forward", "reverse"))
+    exact = mechanism.reference(instance.config, *[x.double() for x in inputs.values()])
+    plain = mechanism.reference(instance.config, *[x.float() for x in inputs.values()])
+    for spec, best, single in zip(mechanism.outputs(instance.config), exact, plain, strict=True):
+        found = verdict(spec.name, made[spec.name], single, best)
+        assert found.passed, found

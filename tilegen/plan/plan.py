@@ -193,9 +193,12 @@ def _function(name: str, given: list[PlanArg], results: list[PlanArg]) -> Functi
         function.args = [arg for arg in function.args if arg.tensor in used]
     for kernel in function.kernels:
         kernel.loads = sources(kernel, function.in_memory())[0]
+    narrowest = min(stages.element_bytes(arg.tensor) for arg in function.args if "float" in str(arg.tensor.dtype))
     for kernel in partition.kernels:
         if isinstance(kernel, TileKernel):
             kernel.memory = function.in_memory() - set(kernel.emits)
+            got = {arg.tensor for arg in function.args if arg.role in ("output", "grad_input")}
+            kernel.precise = {t for t in kernel.emits if t in got and stages.element_bytes(t) > narrowest}
     _check_symbols(function)
     return function
 

@@ -21,7 +21,8 @@ from tilegen.schedules.rule import Gpu
 class TileKernel(Kernel):
     """Tasks over outer points (`space`); each computes `locals` in order and walks `walked` if there are scans along it.
 
-    `reads` are stages that kernels before this one write, `memory` everything that is an argument and not written here.
+    `reads` are stages that kernels before this one write, `memory` everything that is an argument and not written here,
+    `precise` the results that a caller gets in a wider dtype than that of the arguments.
     """
 
     frames: dict[te.Tensor, Frame] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class TileKernel(Kernel):
     order: dict[te.Tensor, int] = field(default_factory=dict)
     reads: set[te.Tensor] = field(default_factory=set)
     memory: set[te.Tensor] = field(default_factory=set)
+    precise: set[te.Tensor] = field(default_factory=set)
 
     def shared_axis(self) -> int:
         """The extent of the widest axis of the results that blocks can share out; 1 when there is none."""

@@ -95,22 +95,27 @@ def _ldmatrix(target: Any, at: int, side: InShared, free: Any, step: Any, lane: 
     T.evaluate(T.ptx_legacy.ldmatrix(side.turned, 4, ".b16", target.data, at, pointer, 0, dtype=dtype))
 
 
-def on_threads(layout: Layout, left: Any, right: InShared, into: Any, steps: int, dtype: str, thread: Any) -> None:
-    """The same without tensor cores: a thread keeps its rows and columns of one step in registers."""
-    rows, columns, _, _ = layout.dims
+def on_threads(layout: Layout, left: InShared, right: InShared, into: Any, steps: int, dtype: str, thread: Any) -> None:
+    """The same in `dtype` without tensor cores: a thread keeps its rows and columns of one step in registers."""
+    m, n, r, c = layout.dims
     zero = tirx.const(0, "int32")
-    a = T.alloc_buffer([rows], dtype, scope="local")
-    b = T.alloc_buffer([columns], dtype, scope="local")
+    a = T.alloc_buffer([m * r], dtype, scope="local")
+    b = T.alloc_buffer([n * c], dtype, scope="local")
     with T.serial(0, steps) as k:
-        with T.unroll(0, rows) as r:
-            place = layout.place(thread, (r, zero, zero, zero))[0]
-            T.buffer_store(a, _at(left, place, k), [r])
-        with T.unroll(0, columns) as c:
-            place = layout.place(thread, (zero, c, zero, zero))[1]
-            T.buffer_store(b, _at(right, place, k), [c])
-        with T.unroll(0, rows) as r, T.unroll(0, columns) as c:
-            T.buffer_store(into, into[(r * columns + c,)] + a[(r,)] * b[(c,)], [r * columns + c])
+        with T.unroll(0, m) as i, T.unroll(0, r) as p:
+            row = layout.place(thread, (i, zero, p, zero))[0]
+            T.buffer_store(a, _at(left, row, layout.extents[0], k, dtype), [i * r + p])
+        with T.unroll(0, n) as j, T.unroll(0, c) as q:
+            column = layout.place(thread, (zero, j, zero, q))[1]
+            T.buffer_store(b, _at(right, column, layout.extents[1], k, dtype), [j * c + q])
+        with T.unroll(0, m) as i, T.unroll(0, n) as j, T.unroll(0, r) as p, T.unroll(0, c) as q:
+            at = layout.register((i, j, p, q))
+            T.buffer_store(into, into[(at,)] + a[(i * r + p,)] * b[(j * c + q,)], [at])
 
 
-def _at(side: InShared, free: Any, step: Any) -> Any:
-    return side.shared.buffer[(side.shared.flat([step, free] if side.turned else [free, step]),)]
+def _at(side: InShared, free: Any, extent: int, step: Any, dtype: str) -> Any:
+    """An element of an operand; a layout of a larger `extent` reads the last row instead of those beyond."""
+    rows = side.shared.shape[1 if side.turned else 0]
+    free = tirx.min(free, rows - 1) if extent > rows else free
+    value = side.shared.buffer[(side.shared.flat([step, free] if side.turned else [free, step]),)]
+    return value if side.shared.dtype == dtype else value.astype(dtype)

@@ -65,19 +65,21 @@ class Nests(Loading):
         layout, operands = node.layout, node.operands
         assert layout is not None and operands is not None
         target = self.registers[node.tensor] if into is None else into
+        precise = self.narrow is None or node in self.program.precise
         sides: list[Any] = []
         for k, side in enumerate(operands):
             if k == 0 and self.program.in_registers(node, side):
                 sides.append(contract.InRegisters(self.registers[side.source], self.program.nodes[side.source].layout))
             else:
-                kind = "narrow" if self.narrow is not None else "wide"
-                sides.append(contract.InShared(self.homes[side.source, kind], side.turned))
+                home = self._home(side.source, "wide" if precise else "narrow") or self._home(side.source, "narrow" if precise else "wide")
+                assert home is not None
+                sides.append(contract.InShared(home, side.turned))
         self.arena.use([s.shared for s in sides if isinstance(s, contract.InShared)], [])
         steps = self._contracted(node)
         if fresh:
             with T.unroll(0, layout.size) as r:
                 T.buffer_store(target, tirx.const(0, str(node.tensor.dtype)), [r])
-        if self.narrow is not None:
+        if self.narrow is not None and not precise:
             contract.on_tensor_cores(layout, sides[0], sides[1], target, steps, self.narrow, self.thread)
         else:
             contract.on_threads(layout, sides[0], sides[1], target, steps, str(node.tensor.dtype), self.thread)

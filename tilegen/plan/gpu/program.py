@@ -56,6 +56,7 @@ class Program(Holding):
             for node in self.steps:
                 self._way(node)
         self._fuse()
+        self.precise = self._precise()
         self.held = {tensor: Held(node) for tensor, node in self.nodes.items()}
         self._home()
 
@@ -174,6 +175,22 @@ class Program(Holding):
         for k, node in enumerate(self.steps):
             node.position = k
 
+    def _precise(self) -> set[Node]:
+        """The contractions that a result in a wide dtype comes from, if an operand would lose something in the narrow one."""
+        found: set[Node] = set()
+        stack = [emit for emit in self.emits if self.narrow is not None and emit.tensor in self.kernel.precise]
+        seen: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            sources = [*[r.source for r in node.reads], *[o.source for o in node.operands or ()]]
+            stack += [self.nodes[t] for t in sources]
+            if any(self.nodes[o.source].role != "load" or not self.exact(o.source) for o in node.operands or ()):
+                found.add(node)
+        return found
+
     def _extent(self, var: Any, node: Node) -> int:
         for k, own in enumerate(node.own):
             if own.same_as(var):
@@ -188,7 +205,7 @@ class Program(Holding):
         for node in self.steps:
             for k, side in enumerate(node.operands or ()):
                 if not (k == 0 and self.in_registers(node, side)):
-                    self._share(side.source, operand=True)
+                    self._share(side.source, operand=node not in self.precise)
             if node.way == "contract":
                 continue
             for read in node.reads:
@@ -222,7 +239,7 @@ class Program(Holding):
     def in_registers(self, node: Node, side: Operand) -> bool:
         """Whether the left operand of a contraction can be taken from registers as it is."""
         source = self.nodes[side.source]
-        if self.narrow is None or side.turned or source.way not in ("fragment", "contract") or source.role == "state":
+        if self.narrow is None or node in self.precise or side.turned or source.way not in ("fragment", "contract") or source.role == "state":
             return False
         mine = node.layout
         assert mine is not None and source.layout is not None
