@@ -80,7 +80,8 @@ class Block:
         self.outer: list[Any] = [None] * self.rank
         self.homes: dict[tuple[te.Tensor, str], Shared] = {}
         self.registers: dict[te.Tensor, Any] = {}
-        self.fixed: dict[int, tuple[Any, Any]] = {}
+        self.fixed: dict[int, Any] = {}
+        self.ends: dict[int, tuple[Any, Any]] = {}
         self._plan_shared()
 
     # ---------------------------------------------------------------- shared memory

@@ -6,6 +6,7 @@ it is costly and read more than once, or when a loop reads it from memory again 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +14,18 @@ from tvm import ir, sym, te, tirx
 
 from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
-from tilegen.expression.walkers import call_name, const_int, factors, find, is_load, load_indices, load_tensor, prim, substitute
+from tilegen.expression.walkers import (
+    call_name,
+    const_int,
+    factors,
+    find,
+    is_load,
+    load_indices,
+    load_tensor,
+    prim,
+    rewrite,
+    substitute,
+)
 from tilegen.plan import stages
 from tilegen.plan.access import scan_reads, stage_reads
 from tilegen.plan.frames import outer_rank
@@ -85,13 +97,16 @@ class Holding:
         self.kernel, self.memory = kernel, memory
         self.rank = len(kernel.space)
         self.analyzer = sym.Analyzer()
-        self.outer = [tirx.Var(f"o{k}", "int32") for k in range(self.rank)]
+        # An axis of one element has no variable: expressions have its 0 already.
+        self.outer = [tirx.const(0, "int32") if const_int(n) == 1 else tirx.Var(f"o{k}", "int32") for k, n in enumerate(kernel.space)]
         for var, extent in zip(self.outer, kernel.space, strict=True):
-            self.analyzer.bind(var, ir.Range(0, extent))
+            if const_int(extent) != 1:
+                self.analyzer.bind(var, ir.Range(0, extent))
         self.nodes: dict[te.Tensor, Node] = {}
         self.emits: list[Node] = []
         self.fixed: dict[int, Any] = {}
         self.sources: dict[te.Tensor, bool] = {}
+        self.located: Callable[[te.Tensor, Any], Any] | None = None  # where tables place an element, by the block's own variables
         self._hold()
 
     def _hold(self) -> None:
@@ -199,11 +214,16 @@ class Holding:
         extents = [int(const_int(n)) for n in frame.inner_extents(tensor)]
         node = Node(tensor, "emit", self._fresh(extents, "w"), extents)
         self.fixed = dict(frame.fixed)
-        indices = frame.indices(list(self.outer), list(node.own))
+        elements = {k: tirx.Var(f"e{k}", "int32") for k in frame.ragged}
+        plain = frame.indices(list(self.outer), list(node.own), dict.fromkeys(elements, 0))
+        indices = [elements.get(k, index) for k, index in enumerate(plain)]
+        if elements:
+            self.located = lambda placing, index: frame.located(placing, index, list(self.outer), list(node.own), elements)
         if tensor in self.keep:
             self._follow(node, [(tensor, indices)])
         else:
             self._follow(node, stage_reads(tensor, indices))
+        self.located = None
         self.fixed = {}
         return node
 
@@ -213,7 +233,9 @@ class Holding:
         seen: set[str] = set()
         while stack:
             reader, tensor, at = stack.pop()
-            at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in at]
+            at = [self.analyzer.simplify(self._placed(i)) if hasattr(i, "ty") else i for i in at]
+            if self.located is not None and at and self.located(tensor, at[0]) is not None:
+                continue
             key = f"{hash(tensor)} {at}"
             if tensor in self.keep:
                 place = self.aligned(tensor, at)
@@ -232,6 +254,18 @@ class Holding:
                     stack += [(tensor, t, i) for t, i in stage_reads(tensor, at)]
             elif tensor not in self.memory:
                 raise PlanError(f"kernel '{self.kernel.name}' needs stage '{tensor.op.name}', which no kernel before it writes")
+
+    def _placed(self, index: Any) -> Any:
+        """`index` with what tables say of the result's own element replaced by the block's variables."""
+        located = self.located
+        if located is None:
+            return index
+
+        def place(call: Any) -> Any:
+            known = located(load_tensor(call), load_indices(call)[0]) if is_load(call) else None
+            return call if known is None else known
+
+        return rewrite(index, ir.Call, place)
 
     def _from_memory(self, tensor: te.Tensor) -> bool:
         """Whether a pointwise stage reads nothing but memory."""

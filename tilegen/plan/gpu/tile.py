@@ -51,8 +51,9 @@ class TileEmitter(Nests):
     def emit(self) -> None:
         """The whole kernel."""
         kernel = self.kernel
+        axes = [k for k in self.parallel if const_int(kernel.space[k]) != 1]
         blocks: Any = None
-        for k in self.parallel:
+        for k in axes:
             blocks = kernel.space[k] if blocks is None else blocks * kernel.space[k]
         parts = self.program.parts
         grid = [blocks if blocks is not None else 1, *([parts] if parts > 1 else [])]
@@ -61,13 +62,15 @@ class TileEmitter(Nests):
             self.part = part[0] if part else None
             self.analyzer.bind(thread, ir.Range(0, self.threads))
             self.arena.open(list(self.homes.values()))
+            for k in self.parallel:
+                self.outer[k] = tirx.const(0, "int32")
             rest = block
-            for k in reversed(self.parallel):
+            for k in reversed(axes):
                 extent = kernel.space[k]
-                here = rest if k == self.parallel[0] else tirx.truncmod(rest, extent)
+                here = rest if k == axes[0] else tirx.truncmod(rest, extent)
                 # Kept: the simplifier would repeat the division by a symbolic size wherever the index is used.
                 self.outer[k] = self._let(f"o{k}", here if here is block else keep(here), extent)
-                rest = rest if k == self.parallel[0] else self._let(f"rest{k}", keep(tirx.truncdiv(rest, extent)))
+                rest = rest if k == axes[0] else self._let(f"rest{k}", keep(tirx.truncdiv(rest, extent)))
             self._allocate()
             if kernel.walked is None:
                 self._fetch(None)
@@ -99,7 +102,10 @@ class TileEmitter(Nests):
 
     def _body(self, ahead: Callable[[], None] | None = None) -> None:
         for node in self._states():
-            if scan_spec(node.tensor.op).exclusive:
+            spec = scan_spec(node.tensor.op)
+            if spec.exclusive and spec.reset:
+                self._enter(node)
+            if spec.exclusive:
                 self._share(self.program.held[node.tensor])
         loads = [n for n in self.program.steps if n.role == "load"]
         for node in loads:
@@ -169,9 +175,25 @@ class TileEmitter(Nests):
             self._store(node, value(inner if node.extents else []), inner)
         del held
 
+    def _enter(self, node: Node) -> None:
+        """The state with which a scan comes to this step, which readers of an exclusive one get: another where a sequence starts."""
+        scan = node.tensor
+        self.arena.use(self._used(node), [] if node.way == "fragment" else self._writes(node))
+        if node.way == "fragment":
+            layout, target = node.layout, self.registers[scan]
+            assert layout is not None
+            restarted = lambda values, at: values.restarted(scan, list(values.point), target[(layout.register(at),)])  # noqa: E731
+            self._each(node, target, restarted, clear=False)
+            return
+        shared = self.homes.get((scan, "wide")) or self.homes[scan, "narrow"]
+        with self._flat(node.extents or [1]) as points:
+            values = self._values(node, points if node.extents else [])
+            self._store(node, values.restarted(scan, list(values.point), self._load_shared(shared, points)), points)
+
     def _advance(self, node: Node) -> None:
         """The state after this step."""
         scan, sources = node.tensor, scan_inputs(node.tensor.op)
+        entered = scan_spec(scan.op).exclusive  # see `_enter`
         held = self.program.held[scan]
         fused = node.operands is not None
         if held.earlier:
@@ -180,13 +202,13 @@ class TileEmitter(Nests):
         if node.way == "fragment":
             layout, target = node.layout, self.registers[scan]
             assert layout is not None
-            if not fused or scan_spec(scan.op).decay or scan_spec(scan.op).reset:
+            if not fused or scan_spec(scan.op).decay:
                 zero = sources["x"] if fused else None
 
                 def moved(values: Values, at: Any) -> Any:
                     if zero is not None:
                         values.held = _without(values.held, zero)
-                    return values.walk_value(scan, sources, list(values.point), target[(layout.register(at),)])
+                    return values.walk_value(scan, sources, list(values.point), target[(layout.register(at),)], entered)
 
                 self._each(node, target, moved, clear=False)
             if fused:
@@ -199,7 +221,7 @@ class TileEmitter(Nests):
             inner = points if node.extents else []
             values = self._values(node, inner)
             before = self._load_shared(shared, inner or points)
-            self._store(node, values.walk_value(scan, sources, list(values.point), before), inner or points)
+            self._store(node, values.walk_value(scan, sources, list(values.point), before, entered), inner or points)
 
     def _keep_earlier(self, node: Node) -> None:
         """A copy of the state before it moves on, for stages that read the step before."""
@@ -226,6 +248,7 @@ class TileEmitter(Nests):
         frame = self.kernel.frames[tensor]
         self.arena.use(self._used(node), [])
         self.fixed = dict(frame.fixed)
+        self.ends = self._ends(node)
         if node.way == "fragment":
             self._write_tile(node)
         elif node.way == "rows":
@@ -239,12 +262,27 @@ class TileEmitter(Nests):
                 self._store_result(node, self._values(node, points if node.extents else []), [])
         self.fixed = {}
 
+    def _ends(self, node: Node) -> dict[int, tuple[Any, Any]]:
+        """For axes whose elements tables place in tiles: the first element of this tile, and how many it has."""
+        frame, values, at = self.kernel.frames[node.tensor], self._values_at([]), list(self.outer)
+        both = {k: (frame.firsts(at)[k], frame.counts(at)[k]) for k in frame.ragged}
+        return {
+            k: (self._let("first", keep(values.resolved(first))), self._let("count", keep(values.resolved(count))))
+            for k, (first, count) in both.items()
+        }
+
     def _result(self, node: Node, values: Values) -> tuple[list[Any], list[Any], Callable[[], Any]]:
         """(indices, conditions under which they are this block's to write, the value) of an element of a result."""
         tensor = node.tensor
         frame, target = self.kernel.frames[tensor], self.targets[tensor]
-        indices = frame.indices(list(self.outer), values.point[self.rank :])
-        guards = [g for g in frame.guards(tensor, list(self.outer), indices) if not self.analyzer.can_prove(g)]
+        inner = values.point[self.rank :]
+        first = {k: begin for k, (begin, _) in self.ends.items()}
+        indices = frame.indices(list(self.outer), inner, first)
+        if first:
+            places = {k: indices[k] for k in first}
+            values.located = lambda placing, index: frame.located(placing, index, list(self.outer), inner, places)
+        guards = [indices[k] - begin < count for k, (begin, count) in self.ends.items()]
+        guards += [g for g in frame.guards(tensor, list(self.outer), indices) if not self.analyzer.can_prove(g)]
 
         def value() -> Any:
             held = tensor in self.program.held

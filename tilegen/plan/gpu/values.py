@@ -41,6 +41,11 @@ class Values(Evaluator):
         super().__init__(kernel, memory, math, point, None, {})
         self.analyzer, self.held, self.inline = analyzer, held, inline
         self.written = set()
+        self.located: Callable[[te.Tensor, Any], Any] | None = None  # where tables place an element, by the block's own variables
+
+    def resolved(self, read: Any) -> Any:
+        """The value of a read of any stage."""
+        return self._resolve(read)
 
     def compute(self, tensor: te.Tensor) -> Any:
         """The value of a pointwise stage at the point itself."""
@@ -50,6 +55,9 @@ class Values(Evaluator):
     def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
         """One element, at simplified indices."""
         at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in indices]
+        known = self.located(tensor, at[0]) if self.located is not None and at else None
+        if known is not None:
+            return known
         held = self.held(tensor, at)
         return super().element(tensor, at) if held is None else held
 

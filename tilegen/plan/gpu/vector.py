@@ -72,7 +72,8 @@ def fetch(read: VectorRead, lane: Any, run: int, slot: Any, at: Any, extra: Any 
     """Load all `run` elements of a read into registers `slot` from register `at` on; zeros where a guard (or `extra`) forbids."""
     buffer = read.load.source
     dtype = str(buffer.dtype)
-    guards = [*read.guards, *([extra] if extra is not None else [])]
+    # `extra` says whether the element exists at all: the other guards may read memory for it.
+    guards = [*([extra] if extra is not None else []), *read.guards]
     for part in range(0, run, read.width):
         with T.vectorized(0, read.width) as v:
             indices = [substitute(i, {lane: v + part}) if hasattr(i, "ty") else i for i in read.load.indices]
