@@ -58,7 +58,7 @@ def alone(case: Case, given: dict[str, Tensor], dtype: torch.dtype, seeds: dict[
                     own[list(leaves).index(spec.name.removesuffix("_out"))] if "T" not in spec.shape else None for spec in outputs
                 ]
             else:
-                results = mechanism.reference(config, *own)
+                results = mechanism.reference(config, **dict(zip(leaves, own, strict=True)))
             for spec, result in zip(outputs, results, strict=True):
                 parts[spec.name] += [] if result is None else [result]
         made = {spec.name: torch.cat(parts[spec.name], 1 if "T" in spec.shape else 0) for spec in outputs}
