@@ -193,7 +193,7 @@ def _function(name: str, given: list[PlanArg], results: list[PlanArg]) -> Functi
         function.args = [arg for arg in function.args if arg.tensor in used]
     for kernel in function.kernels:
         kernel.loads = sources(kernel, function.in_memory())[0]
-    narrowest = min(stages.element_bytes(arg.tensor) for arg in function.args if "float" in str(arg.tensor.dtype))
+    narrowest = min((stages.element_bytes(arg.tensor) for arg in function.args if "float" in str(arg.tensor.dtype)), default=0)
     for kernel in partition.kernels:
         if isinstance(kernel, TileKernel):
             kernel.memory = function.in_memory() - set(kernel.emits)
