@@ -211,7 +211,6 @@ class Nests(Loading):
         axis = spec.axis - self.rank
         length = node.extents[axis]
         rest = [n for k, n in enumerate(node.extents) if k != axis]
-        shared = self.homes[scan, "wide"] if (scan, "wide") in self.homes else self.homes[scan, "narrow"]
         with self._flat(rest or [1]) as others:
             before = T.alloc_buffer([1], str(scan.dtype), scope="local")
             with T.serial(0, length) as step:
@@ -226,7 +225,6 @@ class Nests(Loading):
                 value = values.scan_value(scan, sources, here, there, step == 0, _Before(before))
                 T.buffer_store(before, value, [0])
                 self._store(node, before[(0,)], inner)
-        del shared
 
 
 class _Before:

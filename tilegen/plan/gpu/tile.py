@@ -157,7 +157,6 @@ class TileEmitter(Nests):
             values.point = [*outer, *values.point[self.rank :]]
             return values.value_at(initial, list(values.point))
 
-        held = self.program.held[scan]
         if node.way == "fragment":
             layout = node.layout
             assert layout is not None
@@ -173,7 +172,6 @@ class TileEmitter(Nests):
         self._clear(node)
         with self._flat(node.extents or [1]) as inner:
             self._store(node, value(inner if node.extents else []), inner)
-        del held
 
     def _enter(self, node: Node) -> None:
         """The state with which a scan comes to this step, which readers of an exclusive one get: another where a sequence starts."""
