@@ -16,7 +16,8 @@ from tilegen.expression.walkers import conjunction, const_int
 from tilegen.plan import stages
 from tilegen.plan.evaluate import MathRule
 from tilegen.plan.gpu.func import WARP, Buffers, Decisions
-from tilegen.plan.gpu.layout import Layout, padded
+from tilegen.plan.gpu.holding import place_of
+from tilegen.plan.gpu.layout import Layout
 from tilegen.plan.gpu.program import NARROW, Held, Node, Program
 from tilegen.plan.gpu.shared import Arena, Shared, place
 from tilegen.plan.gpu.values import Values
@@ -49,9 +50,8 @@ def homes_of(program: Program) -> dict[tuple[te.Tensor, str], Shared]:
         kinds = [("wide", wide)] if held.wide else []
         kinds += [("narrow", str(program.narrow))] if held.narrow else []
         kinds += [("earlier", wide)] if held.earlier else []
-        shape = tuple(padded(n) for n in node.extents) if len(node.extents) == 2 else tuple(node.extents)
         for kind, dtype in kinds:
-            found[tensor, kind] = Shared(f"{node.name}_{kind}", shape, dtype, first, final)
+            found[tensor, kind] = Shared(f"{node.name}_{kind}", node.tile, dtype, first, final)
     return found
 
 
@@ -166,24 +166,12 @@ class Block:
             held = self.program.held.get(tensor)
             if held is None:
                 return None
-            when = self._aligned(tensor, indices)
+            when = place_of(self.kernel, tensor, indices, self.outer, self.fixed)
             if when is None:
                 return None
             return self._element(held, indices[self.rank :], when, list(inner), layout, at, column)
 
         return Values(self.kernel, self.memory, self.math, [*self.outer, *inner], self.analyzer, find, inline)
-
-    def _aligned(self, tensor: te.Tensor, at: list[Any]) -> str | None:
-        found = "here"
-        for k in range(self.rank):
-            place = self.fixed.get(k)
-            if stages.equal(at[k], self.outer[k]) or (place is not None and stages.equal(at[k], place)):
-                continue
-            before = self.outer[k] + 1 if self.kernel.reverse else self.outer[k] - 1
-            if k != self.kernel.walked or tensor not in self.kernel.anchors or not self.analyzer.can_prove_equal(at[k], before):
-                return None
-            found = "earlier"
-        return found
 
     def _element(
         self, held: Held, inner: list[Any], when: str, point: list[Any], layout: Layout | None, at: Registers | None, column: bool

@@ -15,25 +15,23 @@ from tvm import ir, sym, te, tirx
 from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import (
-    call_name,
     const_int,
     factors,
     find,
     is_load,
     load_indices,
     load_tensor,
-    prim,
     rewrite,
     substitute,
 )
 from tilegen.plan import stages
 from tilegen.plan.access import scan_reads, stage_reads
 from tilegen.plan.frames import outer_rank
-from tilegen.plan.gpu.layout import Layout
+from tilegen.plan.gpu.layout import Layout, padded
+from tilegen.plan.gpu.values import is_function
 from tilegen.plan.tiles import TileKernel
 
 Way = Literal["flat", "fragment", "rows", "rowstat", "contract"]
-COSTLY = {"exp", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "pow", "erf"}
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,30 @@ class Node:
     cut: int | None = None
 
     @property
+    def tile(self) -> tuple[int, ...]:
+        """The extents in shared memory: matrices are padded."""
+        return tuple(padded(n) for n in self.extents) if len(self.extents) == 2 else tuple(self.extents)
+
+    @property
     def name(self) -> str:
         """For generated code."""
         return str(self.tensor.op.name).replace(".", "_")
+
+
+def place_of(kernel: TileKernel, tensor: te.Tensor, at: list[Any], outer: list[Any], fixed: dict[int, Any]) -> str | None:
+    """Where a read at `at` lies from a block's point `outer`: "here", "earlier" (the step before of a state), or None for elsewhere.
+
+    `fixed` has the outer axes at which a result exists at one place only: a read at that place is here.
+    """
+    found = "here"
+    for k, own in enumerate(outer):
+        if stages.equal(at[k], own) or (k in fixed and stages.equal(at[k], fixed[k])):
+            continue
+        before = own + 1 if kernel.reverse else own - 1
+        if k != kernel.walked or tensor not in kernel.anchors or not stages.equal(at[k], before):
+            return None
+        found = "earlier"
+    return found
 
 
 class Holding:
@@ -277,19 +296,10 @@ class Holding:
         return self.sources[tensor]
 
     def aligned(self, tensor: te.Tensor, at: list[Any]) -> str | None:
-        """ "here" for a read at the kernel's own outer point, "earlier" for the step before of a state, else None."""
-        spec, walked = scan_spec(tensor.op), self.kernel.walked
-        found = "here"
-        for k in range(self.rank):
-            if stages.equal(at[k], self.outer[k]) or (k in self.fixed and stages.equal(at[k], self.fixed[k])):
-                continue
-            before = self.outer[k] + 1 if self.kernel.reverse else self.outer[k] - 1
-            if k != walked or spec is None or tensor not in self.kernel.anchors or not stages.equal(at[k], before):
-                return None
-            found = "earlier"
-        return found
+        """Where a read of a stage at `at` lies; see `place_of`."""
+        return place_of(self.kernel, tensor, at, self.outer, self.fixed)
 
 
 def _costly(tensor: te.Tensor) -> bool:
     body = stages.body(tensor)
-    return bool(find(body, lambda e: call_name(e) in COSTLY or isinstance(e, prim.Div)))
+    return bool(find(body, is_function))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,7 +13,6 @@ from tvm.tirx.script.builder import ir as T
 from tilegen.expression.walkers import conjunction, substitute
 from tilegen.plan.gpu import vector
 from tilegen.plan.gpu.block import Block
-from tilegen.plan.gpu.layout import padded
 from tilegen.plan.gpu.program import Node
 from tilegen.plan.gpu.values import rounded
 from tilegen.schedules.rule import dtype_bytes
@@ -24,9 +24,6 @@ RUN = 8
 class Loading(Block):
     """A block that loads its tiles: `_fetch` issues the loads of all of them, `_load` puts one in its place."""
 
-    def _load_shape(self, node: Node) -> tuple[int, ...]:
-        return tuple(padded(n) for n in node.extents) if len(node.extents) == 2 else tuple(node.extents)
-
     def _load_value(self, node: Node, inner: Sequence[Any]) -> Any:
         if node.cut is not None:
             shift = self.part * node.extents[node.cut]
@@ -37,21 +34,17 @@ class Loading(Block):
 
     def _runs(self, node: Node) -> tuple[int, int]:
         """(elements of a run, rounds) in which the block loads a tile."""
-        shape = self._load_shape(node)
+        shape = node.tile
         run = RUN if shape and shape[-1] % RUN == 0 and node.extents[-1] % RUN == 0 else 1
-        total = 1
-        for n in shape:
-            total *= n
+        total = math.prod(shape)
         return run, -(-(total // run) // self.threads)
 
     @contextmanager
     def _run(self, node: Node) -> Iterator[tuple[Any, list[Any], Any]]:
         """Loop over the runs of this thread: (register of the first element, inner point of it, whether there is one)."""
-        shape = self._load_shape(node)
+        shape = node.tile
         run, rounds = self._runs(node)
-        total = 1
-        for n in shape:
-            total *= n
+        total = math.prod(shape)
         with ExitStack() as stack:
             turn = stack.enter_context(T.unroll(0, rounds)) if rounds > 1 else tirx.const(0, "int32")
             number = self._let("run", turn * self.threads + self.thread, rounds * self.threads)
@@ -105,7 +98,7 @@ class Loading(Block):
 
     def _inside(self, node: Node, inner: Sequence[Any]) -> Any:
         """The condition under which a point of a padded tile exists (runs never straddle the end of a row), or None."""
-        shape = self._load_shape(node)
+        shape = node.tile
         return conjunction([i < n for i, n, p in zip(inner, node.extents, shape, strict=True) if n != p])
 
     def _load(self, node: Node) -> None:

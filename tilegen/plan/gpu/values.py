@@ -71,7 +71,7 @@ class Values(Evaluator):
                 return call
             condition, *sides = call.args
             # What is computed is computed before the choice, or the compiler makes a branch of it again.
-            return tirx.Select(condition, *[self._bind("side", self.math(s)) if find(s, _is_function) else s for s in sides])
+            return tirx.Select(condition, *[self._bind("side", self.math(s)) if find(s, is_function) else s for s in sides])
 
         value = rewrite(rewrite(expr, ir.Call, load), prim.Cast, plain_cast)
         return value if self.inline else rewrite(value, ir.Call, select)
@@ -83,7 +83,8 @@ class Values(Evaluator):
         return value if self.inline else super()._bind(name, value)
 
 
-def _is_function(expr: Any) -> bool:
+def is_function(expr: Any) -> bool:
+    """Whether an expression is a function or a quotient, which cost many instructions."""
     return isinstance(expr, prim.Div) or call_name(expr) in FUNCTIONS
 
 
