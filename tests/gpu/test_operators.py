@@ -102,11 +102,11 @@ def test_a_training_step_is_captured_in_a_graph(case: Case) -> None:
         outputs = run(*inputs)
         return [*outputs, *torch.autograd.grad(outputs, inputs, seeds)]
 
-    expected = step()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
+    # Not on the default stream: a graph of autograd that lives on there would tie the captured backward pass to it.
     with torch.cuda.stream(side):
-        step()
+        expected = [x.detach() for x in step()]
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
