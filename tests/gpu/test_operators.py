@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tilegen import mechanisms, ops
 from tilegen.bench.check import judge, norm, require
+from tilegen.bench.spec import load
 from tilegen.bundle import shapes
 
 pytestmark = pytest.mark.gpu
@@ -30,10 +31,10 @@ class Case:
         return "-".join([self.op, *(f"{key}={value}" for key, value in self.options.items())])
 
     def call(self) -> Callable[..., Sequence[Tensor]]:
-        public = getattr(ops, self.op)
+        public, arguments = getattr(ops, self.op), load(self.op).arguments
 
         def run(*inputs: Tensor) -> Sequence[Tensor]:
-            result = public(*inputs, **self.options)
+            result = public(*arguments(inputs), **self.options)
             return result if isinstance(result, tuple) else [result]
 
         return run

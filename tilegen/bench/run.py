@@ -93,7 +93,7 @@ def measure(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Iterator
             formula = _formula(plan, config)
             say(f"checking {text}")
             # One sequence: the reference keeps every moment in float64.
-            check.require(check.judge(ours, formula, [x[:1] for x in inputs], measure=check.norm))
+            check.require(check.judge(ours, formula, _one_sequence(plan, config, inputs), measure=check.norm))
             torch.compiler.reset()  # one graph a shape: shapes are static for the peer, and graphs are limited
             functions = {OURS: ours, COMPILED: torch.compile(formula, dynamic=False)}
             if plan.eager:
@@ -121,6 +121,12 @@ def draw(plan: Plan, config: Any, sizes: Mapping[str, int]) -> list[Tensor]:
         dtype = plan.dtype if spec.dtype == "io" else torch.float32
         concrete.append(torch.randn(shape, generator=generator).to(plan.device, dtype))
     return concrete
+
+
+def _one_sequence(plan: Plan, config: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The first sequence of those inputs that have one for each of the batch."""
+    specs = plan.benchmark.described().inputs(config)
+    return [x[:1] if spec.shape[0] == "B" else x for spec, x in zip(specs, inputs, strict=True)]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -153,7 +159,7 @@ def _operator(plan: Plan, options: Mapping[str, Any]) -> Callable[..., tuple[Ten
     public = getattr(ops, plan.benchmark.mechanism)
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-        result = public(*inputs, **options)
+        result = public(*plan.benchmark.arguments(inputs), **options)
         return result if isinstance(result, tuple) else (result,)
 
     return call

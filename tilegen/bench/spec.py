@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class Benchmark:
     forward, backward : the least work of each direction, from the config and the sizes.
     rivals : other libraries' operators for the same thing by name, as functions ``fn(config)`` that give a function of the
         tensors, or None where the library has nothing for these options.  They import the library, which need not be installed.
+    arguments : the public operator's arguments from tensors as the mechanism declares them, where the two are laid out differently.
     """
 
     mechanism: str
@@ -53,6 +54,7 @@ class Benchmark:
     forward: Callable[[Any, Mapping[str, int]], Work]
     backward: Callable[[Any, Mapping[str, int]], Work]
     rivals: Mapping[str, Callable[[Any], Callable[..., tuple[Any, ...]] | None]] = field(default_factory=dict)
+    arguments: Callable[[Sequence[Any]], Sequence[Any]] = tuple
 
     def described(self) -> Mechanism:
         """The mechanism that is measured."""
