@@ -141,6 +141,10 @@ ptxas info    : Used 15 registers, used 0 barriers
     ]
 
 
+def test_code_that_nvrtc_has_in_its_cache_has_no_resources():
+    assert nvcc.parse("") == []
+
+
 def test_what_nvcc_refuses_is_shown_with_its_words(tmp_path):
     with pytest.raises(BuildError, match=r"nvcc failed with exit status \d+; command: .*\n.*kernels.cu\(1\): error"):
         nvcc.compile("this is no C++;", tmp_path / "lib.so", ["sm_90"])

@@ -138,11 +138,12 @@ def examine(kernels: str, arch: str) -> list[Resources]:
 
 
 def parse(said: str) -> list[Resources]:
-    """The resources of every kernel in what ``ptxas -v`` printed."""
+    """The resources of every kernel in what ``ptxas -v`` printed; NVRTC prints nothing for code that it has in its own cache."""
     found = []
     header = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
     starts = [*header.finditer(said)]
-    for start, end in zip(starts, [*(m.start() for m in starts[1:]), len(said)], strict=True):
+    ends = [*(m.start() for m in starts), len(said)][1:]
+    for start, end in zip(starts, ends, strict=True):
         part = said[start.end() : end]
 
         def number(pattern: str, part: str = part) -> int:
