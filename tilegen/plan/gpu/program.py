@@ -12,6 +12,7 @@ a `Layout`), in shared memory, or both; which, follows from where they are read:
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,7 @@ class Program(Holding):
     # ---------------------------------------------------------------- parts
 
     def _cuts(self) -> tuple[dict[int, int], int] | None:
-        """The widest axis of the results that no stage reduces over, so that blocks can share it out.
+        """The widest axis of every result that no stage reduces over, so that blocks can share it out.
 
         Returns
         -------
@@ -111,16 +112,32 @@ class Program(Holding):
                     else:
                         known.union((place, k), keys[var])
         forbidden = {known[key] for key in bad}
-        found: list[tuple[int, dict[int, int]]] = []
-        first = self.emits[0]
-        for k, extent in enumerate(first.extents):
-            group = known[first.position, k]
-            members = [(n, axis) for n in self.steps for axis in range(len(n.extents)) if known[n.position, axis] == group]
-            axes = {n.position: axis for n, axis in members}
-            alike = len(axes) == len(members) and all(n.extents[axis] == extent for n, axis in members)
-            if group not in forbidden and alike and all(e.position in axes for e in self.emits):
-                found.append((extent, axes))
-        return None if not found else (lambda best: (best[1], best[0]))(max(found, key=lambda f: f[0]))
+        groups: dict[Any, dict[int, int]] = {}
+        for node in self.steps:
+            for axis, extent in enumerate(node.extents):
+                group = known[node.position, axis]
+                if group in forbidden:
+                    continue
+                axes = groups.setdefault(group, {})
+                if node.position in axes or any(self.steps[n].extents[k] != extent for n, k in axes.items()):
+                    forbidden.add(group)
+                axes[node.position] = axis
+        choices = [[groups[g] for k in range(len(e.extents)) if (g := known[e.position, k]) not in forbidden] for e in self.emits]
+        return self._widest(choices)
+
+    def _widest(self, choices: list[list[dict[int, int]]]) -> tuple[dict[int, int], int] | None:
+        """The widest of the axes that results can be cut along, one of the `choices` for each; of equal ones that of the columns.
+
+        Results that share no stage along their axes (the keys' and the values' gradients of a tile) are cut each along its own.
+        """
+        found: list[tuple[tuple[int, int], dict[int, int]]] = []
+        for chosen in itertools.product(*choices):
+            apart = [axes for k, axes in enumerate(chosen) if not any(axes is known for known in chosen[:k])]
+            together = {position: axis for axes in apart for position, axis in axes.items()}
+            extents = {self.steps[position].extents[axis] for position, axis in together.items()}
+            if len(extents) == 1 and len(together) == sum(map(len, apart)):
+                found.append(((extents.pop(), together[self.emits[0].position]), together))
+        return None if not found else (lambda best: (best[1], best[0][0]))(max(found, key=lambda f: f[0]))
 
     def _cut(self) -> None:
         cuts = self.cuts
