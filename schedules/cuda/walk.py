@@ -28,8 +28,14 @@ OWN = 45
 SPARE = 16
 """Registers of a thread that the estimate leaves free."""
 
-SECTOR = 32
+MOST = 32
 """Channels of a block: with two bytes each, two sectors of memory in every row of every tensor."""
+SECTOR = 32
+"""Bytes that memory moves at the least."""
+BATCH = 4
+"""What an axis of points whose size is not known is taken for."""
+CROWDED = 5 / 6
+"""A thread whose estimate takes more of its registers has no room for loads that wait for a whole round."""
 
 
 def lanes(kernel: Any) -> int | None:
@@ -43,6 +49,15 @@ def channels(kernel: Any, most: int) -> int:
     if extent is None:
         return 1
     return min(most, 1 << (extent - 1).bit_length())
+
+
+def spread(kernel: Any, gpu: Gpu) -> int:
+    """Channels of a block: half of the most where blocks would leave half of the processors without work, and rows still fill sectors."""
+    narrowest = min((dtype_bytes(str(t.dtype)) for t in kernel.loads if t.shape), default=4)
+    across = channels(kernel, MOST)
+    points = math.prod(const_int(n) or BATCH for n in kernel.space)
+    few = across * gpu.processors > 2 * points
+    return across // 2 if few and across // 2 * narrowest >= SECTOR else across
 
 
 def width(kernel: Any, most: int) -> int:
@@ -79,7 +94,7 @@ class Walk:
 
     def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
         """As many channels and steps for a thread as its registers hold, the next round's elements among them; 256 threads."""
-        across = decide("channels", CHANNELS, channels(kernel, SECTOR))
+        across = decide("channels", CHANNELS, spread(kernel, gpu))
         room = gpu.registers / THREADS - SPARE
         sizes = ((2, 8), (2, 4), (1, 8), (1, 4), (1, 2))
         possible = [(w, u) for w, u in sizes if w <= min(width(kernel, 2), across)]
@@ -93,7 +108,7 @@ class Walk:
             "width": wide,
             "steps": decide("steps", STEPS, steps),
             "groups": decide("groups", GROUPS, groups),
-            "ahead": decide("ahead", AHEAD, 1),
+            "ahead": decide("ahead", AHEAD, 2 if registers(kernel, usual, steps, 1) <= CROWDED * room else 1),
         }
 
 
