@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import ir, te, tirx
@@ -21,6 +22,16 @@ RUN = 8
 """Elements of a row that one thread moves at a time."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Rows `first` to `last` of a tile, which the block loads alike: `rounds` times, `run` elements of a row a thread."""
+
+    first: int
+    last: int
+    run: int
+    rounds: int
+
+
 class Loading(Block):
     """A block that loads its tiles: `_fetch` issues the loads of all of them, `_load` puts one in its place."""
 
@@ -32,19 +43,36 @@ class Loading(Block):
             return self.memory[node.tensor][(*self.outer, *inner)]
         return self._values_at(inner, inline=True).compute(node.tensor)
 
-    def _runs(self, node: Node) -> tuple[int, int]:
-        """(elements of a run, rounds) in which the block loads a tile."""
+    def _pieces(self, node: Node) -> list[Piece]:
+        """The pieces of a tile: a list that is made of several tensors is loaded from one after the other."""
+        if not hasattr(self, "pieces"):
+            self.pieces: dict[te.Tensor, list[Piece]] = {}
+        if node.tensor not in self.pieces:
+            shape = node.tile
+            cuts = [0, *(self._cuts_of(node) if len(shape) == 2 else []), shape[0] if shape else 1]
+            self.pieces[node.tensor] = [self._piece(node, first, last) for first, last in zip(cuts, cuts[1:], strict=False)]
+        return self.pieces[node.tensor]
+
+    def _cuts_of(self, node: Node) -> list[int]:
+        inner = [tirx.Var(f"p{k}", "int32") for k in range(len(node.extents))]
+        for var, n in zip(inner, node.extents, strict=True):
+            self.analyzer.bind(var, ir.Range(0, n))
+        return vector.cuts(self._load_value(node, inner), inner[0], node.extents[0])
+
+    def _piece(self, node: Node, first: int, last: int) -> Piece:
         shape = node.tile
+        total = math.prod(shape[1:]) * (last - first)
         run = RUN if shape and shape[-1] % RUN == 0 and node.extents[-1] % RUN == 0 else 1
-        total = math.prod(shape)
-        return run, -(-(total // run) // self.threads)
+        # A piece of few rows keeps all threads busy with shorter runs.
+        while run > RUN // 2 and last - first < (shape[0] if shape else 1) and total // run < self.threads:
+            run //= 2
+        return Piece(first, last, run, -(-(total // run) // self.threads))
 
     @contextmanager
-    def _run(self, node: Node) -> Iterator[tuple[Any, list[Any], Any]]:
+    def _run(self, node: Node, piece: Piece) -> Iterator[tuple[Any, list[Any], Any]]:
         """Loop over the runs of this thread: (register of the first element, inner point of it, whether there is one)."""
-        shape = node.tile
-        run, rounds = self._runs(node)
-        total = math.prod(shape)
+        shape, run, rounds = node.tile, piece.run, piece.rounds
+        total = math.prod(shape[1:]) * (piece.last - piece.first)
         with ExitStack() as stack:
             turn = stack.enter_context(T.unroll(0, rounds)) if rounds > 1 else tirx.const(0, "int32")
             number = self._let("run", turn * self.threads + self.thread, rounds * self.threads)
@@ -53,48 +81,61 @@ class Loading(Block):
             rest = number
             for k in reversed(range(len(shape))):
                 n, step = shape[k], (run if k == len(shape) - 1 else 1)
+                begin, end = (piece.first, min(piece.last, node.extents[0])) if k == 0 else (0, node.extents[k])
                 whole = k == 0 and exists is None
-                here = rest if whole else tirx.truncmod(rest, n // step)
+                count = piece.last - piece.first if k == 0 else n
+                here = rest if whole else tirx.truncmod(rest, count // step)
                 # Padding is guarded (`_inside`), so the analyzer may take every index for a real one.
-                var = self._let(f"i{k}", here, node.extents[k] // step)
+                var = self._let(f"i{k}", here + begin if begin else here)
+                self.analyzer.bind(var, ir.Range(begin, max(begin + 1, end // step)))
                 found.insert(0, var * step if step > 1 else var)
-                rest = tirx.truncdiv(rest, n // step)
+                rest = tirx.truncdiv(rest, count // step)
             yield turn * run, found, exists
 
     def _fetch(self, condition: Any) -> None:
         """Issue the vector loads of every tile that is loaded, into registers."""
         if not hasattr(self, "slots"):
-            self.slots: dict[te.Tensor, list[Any]] = {}
+            self.slots: dict[tuple[te.Tensor, Piece], list[Any]] = {}
         for node in [n for n in self.program.steps if n.role == "load"]:
-            run, rounds = self._runs(node)
-            if run == 1:
-                continue
-            lane = tirx.Var("lane", "int32")
-            self.analyzer.bind(lane, ir.Range(0, run))
-            slots = self.slots.get(node.tensor)
-            if slots is None:
-                probe = self._reads_of(node, [tirx.Var(f"p{k}", "int32") for k in range(len(node.extents))], run)
-                slots = self.slots[node.tensor] = [vector.allocate(read, rounds * run, f"{node.name}_ahead") for read in probe]
-            if not slots:
-                continue
-            with self._run(node) as (at, inner, exists):
-                reads = self._reads_at(node, inner, lane, run)
-                inside = self._inside(node, inner)
-                extra = conjunction([c for c in (condition, exists, inside) if c is not None])
-                for read, slot in zip(reads, slots, strict=True):
-                    vector.fetch(read, lane, run, slot, at, extra)
+            for piece in self._pieces(node):
+                if piece.run > 1:
+                    self._fetch_piece(node, piece, condition)
 
-    def _reads_of(self, node: Node, inner: list[Any], run: int) -> list[vector.VectorRead]:
+    def _fetch_piece(self, node: Node, piece: Piece, condition: Any) -> None:
+        run = piece.run
+        lane = tirx.Var("lane", "int32")
+        self.analyzer.bind(lane, ir.Range(0, run))
+        slots = self.slots.get((node.tensor, piece))
+        if slots is None:
+            slots = [vector.allocate(read, piece.rounds * run, f"{node.name}_ahead") for read in self._reads_of(node, piece)]
+            self.slots[node.tensor, piece] = slots
+        if not slots:
+            return
+        with self._run(node, piece) as (at, inner, exists):
+            reads = self._reads_at(node, inner, lane, run)
+            inside = self._inside(node, inner)
+            extra = conjunction([c for c in (condition, exists, inside) if c is not None])
+            for read, slot in zip(reads, slots, strict=True):
+                vector.fetch(read, lane, run, slot, at, extra)
+
+    def _reads_of(self, node: Node, piece: Piece) -> list[vector.VectorRead]:
+        run = piece.run
+        inner = [tirx.Var(f"p{k}", "int32") for k in range(len(node.extents))]
         for k, (var, n) in enumerate(zip(inner, node.extents, strict=True)):
-            self.analyzer.bind(var, ir.Range(0, n // run if k == len(inner) - 1 else n))
+            begin, end = (piece.first, max(piece.first + 1, min(piece.last, n))) if k == 0 else (0, n)
+            self.analyzer.bind(var, ir.Range(begin, end // run if k == len(inner) - 1 else end))
         lane = tirx.Var("lane", "int32")
         self.analyzer.bind(lane, ir.Range(0, run))
         return self._reads_at(node, [*inner[:-1], inner[-1] * run], lane, run)
 
     def _reads_at(self, node: Node, inner: Sequence[Any], lane: Any, run: int) -> list[vector.VectorRead]:
-        value = self._load_value(node, [*inner[:-1], inner[-1] + lane])
+        value = self._run_value(node, inner, lane)
         is_global = lambda source: any(source.same_as(b) for b in self.memory.values())  # noqa: E731
         return vector.vector_reads(value, lane, run, self.analyzer, is_global)
+
+    def _run_value(self, node: Node, inner: Sequence[Any], lane: Any) -> Any:
+        """The value at `lane` of a run, without the choices that its piece of the tile has made."""
+        return vector.decided(self._load_value(node, [*inner[:-1], inner[-1] + lane]), self.analyzer)
 
     def _inside(self, node: Node, inner: Sequence[Any]) -> Any:
         """The condition under which a point of a padded tile exists (runs never straddle the end of a row), or None."""
@@ -103,40 +144,42 @@ class Loading(Block):
 
     def _load(self, node: Node) -> None:
         """A tile from memory (or from the registers it was fetched to) to shared memory."""
-        homes = self._writes(node)
-        self.arena.use(self._used(node), homes)
-        run, _ = self._runs(node)
-        lane_type = self.slots.get(node.tensor, [])
-        with self._run(node) as (at, inner, exists):
-            inside = self._inside(node, inner)
-            if run == 1:
-                value = self._load_value(node, inner)
-                with self._if(exists):
-                    for shared in homes:
-                        zero = tirx.const(0, shared.dtype)
-                        narrowed = rounded(value, shared.dtype)
-                        T.buffer_store(
-                            shared.buffer,
-                            narrowed if inside is None else tirx.if_then_else(inside, narrowed, zero),
-                            [shared.flat(inner)],
-                        )
-                return
-            lane = tirx.Var("lane", "int32")
-            self.analyzer.bind(lane, ir.Range(0, run))
-            reads = self._reads_at(node, inner, lane, run)
-            for read, slot in zip(reads, lane_type, strict=True):
-                read.slot = slot
-            value = self._load_value(node, [*inner[:-1], inner[-1] + lane])
-            value = vector.unguarded(vector.replaced(value, reads, lane, at), [r.slot for r in reads])
-            with self._if(exists):
-                for shared in homes:
-                    temporary = T.alloc_buffer([run], shared.dtype, scope="local")
-                    with T.unroll(0, run) as v:
-                        mine = rounded(substitute(value, {lane: v}), shared.dtype)
-                        if inside is not None:
-                            mine = tirx.if_then_else(inside, mine, tirx.const(0, shared.dtype))
-                        T.buffer_store(temporary, mine, [v])
-                    step = min(run, vector.WIDEST // dtype_bytes(shared.dtype))
-                    for part in range(0, run, step):
-                        with T.vectorized(0, step) as v:
-                            T.buffer_store(shared.buffer, temporary[(part + v,)], [shared.flat(inner) + part + v])
+        self.arena.use(self._used(node), self._writes(node))
+        for piece in self._pieces(node):
+            with self._run(node, piece) as (at, inner, exists):
+                if piece.run == 1:
+                    self._load_element(node, inner, exists)
+                else:
+                    self._load_run(node, piece, at, inner, exists)
+
+    def _load_element(self, node: Node, inner: Sequence[Any], exists: Any) -> None:
+        inside, value = self._inside(node, inner), self._load_value(node, inner)
+        with self._if(exists):
+            for shared in self._writes(node):
+                mine = rounded(value, shared.dtype)
+                if inside is not None:
+                    mine = tirx.if_then_else(inside, mine, tirx.const(0, shared.dtype))
+                T.buffer_store(shared.buffer, mine, [shared.flat(inner)])
+
+    def _load_run(self, node: Node, piece: Piece, at: Any, inner: Sequence[Any], exists: Any) -> None:
+        run = piece.run
+        lane = tirx.Var("lane", "int32")
+        self.analyzer.bind(lane, ir.Range(0, run))
+        inside = self._inside(node, inner)
+        reads = self._reads_at(node, inner, lane, run)
+        for read, slot in zip(reads, self.slots.get((node.tensor, piece), []), strict=True):
+            read.slot = slot
+        value = vector.replaced(self._run_value(node, inner, lane), reads, lane, at)
+        value = vector.unguarded(value, [r.slot for r in reads])
+        with self._if(exists):
+            for shared in self._writes(node):
+                temporary = T.alloc_buffer([run], shared.dtype, scope="local")
+                with T.unroll(0, run) as v:
+                    mine = rounded(substitute(value, {lane: v}), shared.dtype)
+                    if inside is not None:
+                        mine = tirx.if_then_else(inside, mine, tirx.const(0, shared.dtype))
+                    T.buffer_store(temporary, mine, [v])
+                step = min(run, vector.WIDEST // dtype_bytes(shared.dtype))
+                for part in range(0, run, step):
+                    with T.vectorized(0, step) as v:
+                        T.buffer_store(shared.buffer, temporary[(part + v,)], [shared.flat(inner) + part + v])

@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from tilegen.expression.walkers import call_name, children, const_int, rewrite, substitute, variables
+from tilegen.expression.walkers import call_name, children, conjunction, const_int, find, prim, rewrite, substitute, variables
 from tilegen.schedules.rule import dtype_bytes
 
 WIDEST = 16
@@ -32,7 +32,7 @@ def vector_reads(expr: Any, lane: Any, run: int, analyzer: Any, is_global: Any) 
     found: list[VectorRead] = []
 
     def visit(e: Any, guards: list[Any]) -> None:
-        if type(e).__name__ in ("BufferLoad", "TensorLoad") and is_global(e.source):
+        if _is_load(e) and is_global(e.source):
             width = _width(e, lane, run, analyzer)
             known = any(tvm_ffi.structural_equal(r.load, e) for r in found)
             if width > 1 and not known and not any(_has(g, lane) for g in guards):
@@ -73,12 +73,12 @@ def fetch(read: VectorRead, lane: Any, run: int, slot: Any, at: Any, extra: Any 
     buffer = read.load.source
     dtype = str(buffer.dtype)
     # `extra` says whether the element exists at all: the other guards may read memory for it.
-    guards = [*([extra] if extra is not None else []), *read.guards]
+    guard = conjunction([*([extra] if extra is not None else []), *read.guards])
     for part in range(0, run, read.width):
         with T.vectorized(0, read.width) as v:
             indices = [substitute(i, {lane: v + part}) if hasattr(i, "ty") else i for i in read.load.indices]
             value = buffer[tuple(indices)]
-            for guard in reversed(guards):
+            if guard is not None:
                 value = tirx.if_then_else(guard, value, tirx.const(0, dtype))
             T.buffer_store(slot, value, [at + part + v])
 
@@ -106,9 +106,59 @@ def replaced(expr: Any, reads: list[VectorRead], lane: Any, at: Any) -> Any:
 
 def unguarded(expr: Any, slots: list[Any]) -> Any:
     """`expr` without guards around fetched reads alone: what was not fetched is 0 already."""
-    if call_name(expr) == "if_then_else" and _is_zero(expr.args[2]) and _scaled(expr.args[1], slots):
-        return expr.args[1]
+    if call_name(expr) == "if_then_else" and _is_zero(expr.args[2]):
+        inner = unguarded(expr.args[1], slots)
+        return inner if _scaled(inner, slots) else expr
     return expr
+
+
+def cuts(expr: Any, row: Any, rows: int) -> list[int]:
+    """The values of `row`, in order, from which on `expr` reads other memory than before."""
+    found: set[int] = set()
+
+    def sources(e: Any) -> list[Any]:
+        return [load.source for load in find(e, _is_load)]
+
+    def visit(e: Any) -> None:
+        if call_name(e) == "if_then_else":
+            first, second = sources(e.args[1]), sources(e.args[2])
+            alike = all(any(a.same_as(b) for b in second) for a in first) and all(any(a.same_as(b) for a in first) for b in second)
+            at = _threshold(e.args[0], row)
+            if first and second and not alike and at is not None and 0 < at < rows:
+                found.add(at)
+        for child in children(e):
+            if hasattr(child, "ty"):
+                visit(child)
+
+    visit(expr)
+    return sorted(found)
+
+
+def _threshold(condition: Any, row: Any) -> int | None:
+    """The least `row` for which ``row < c``, or a comparison like it, is decided otherwise than for those before."""
+    if not isinstance(condition, (prim.LT, prim.LE, prim.GT, prim.GE)):
+        return None
+    for mine, other, late in ((condition.a, condition.b, (prim.LE, prim.GT)), (condition.b, condition.a, (prim.LT, prim.GE))):
+        bound = const_int(other)
+        if hasattr(mine, "same_as") and mine.same_as(row) and bound is not None:
+            return bound + isinstance(condition, late)
+    return None
+
+
+def decided(expr: Any, analyzer: Any) -> Any:
+    """`expr` without choices whose condition is known."""
+    if call_name(expr) != "if_then_else":
+        return expr
+    condition, first, second = expr.args
+    if analyzer.can_prove(condition):
+        return decided(first, analyzer)
+    if analyzer.can_prove(tirx.Not(condition)):
+        return decided(second, analyzer)
+    return tirx.if_then_else(condition, decided(first, analyzer), decided(second, analyzer))
+
+
+def _is_load(expr: Any) -> bool:
+    return type(expr).__name__ in ("BufferLoad", "TensorLoad")
 
 
 def _is_zero(expr: Any) -> bool:
@@ -117,7 +167,7 @@ def _is_zero(expr: Any) -> bool:
 
 def _scaled(expr: Any, slots: list[Any]) -> bool:
     """Whether `expr` is a fetched read, cast or times a constant."""
-    if type(expr).__name__ in ("BufferLoad", "TensorLoad"):
+    if _is_load(expr):
         return any(expr.source.same_as(slot) for slot in slots)
     if type(expr).__name__ == "Cast":
         return _scaled(expr.value, slots)
