@@ -71,10 +71,19 @@ class TileEmitter:
                 at[kernel.walked] = kernel.extent - 1 - step if kernel.reverse else step
             # A scope of its own for the step: the state that moves on behind it is a write after a read, and primitives need
             # not reason about quotients of the task number.
+            occupied = self._occupied(at)
+            if occupied is not None:
+                stack.enter_context(T.If(occupied))
+                stack.enter_context(T.Then())
             with scope(f"{kernel.name}_step"):
                 self._body([T.axis.spatial(n, index) for n, index in zip(kernel.space, at, strict=True)])
             for scan in kernel.anchors:
                 self._copy(self.after[scan], self.before[scan], self._parallel_at(at), self.inner_of(scan))
+
+    def _occupied(self, at: Sequence[Any]) -> Any:
+        """Whether this tile has elements; None where every tile has work to do."""
+        values, counts = self._values(at, [], sym.Analyzer()), self.kernel.elements(list(at))
+        return tirx.any(*[values.resolved(count) > 0 for count in counts]) if counts else None
 
     def _body(self, at: list[Any]) -> None:
         for scan in self.entered:

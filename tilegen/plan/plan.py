@@ -199,8 +199,24 @@ def _function(name: str, given: list[PlanArg], results: list[PlanArg]) -> Functi
             kernel.memory = function.in_memory() - set(kernel.emits)
             got = {arg.tensor for arg in function.args if arg.role in ("output", "grad_input")}
             kernel.precise = {t for t in kernel.emits if t in got and stages.element_bytes(t) > narrowest}
+    _mark_unread(function)
     _check_symbols(function)
     return function
+
+
+def _mark_unread(function: FunctionPlan) -> None:
+    """Tell tile kernels what of their tiles nobody reads where a tile has no elements: only tasks that are skipped there do.
+
+    A task that is not skipped reads its own tile, or others of its sequence, and each of those has elements.
+    """
+    for k, kernel in reversed(list(enumerate(function.kernels))):
+        if not isinstance(kernel, TileKernel):
+            continue
+        results = {arg.tensor for arg in function.args if arg.role != "workspace"}
+        for tensor in kernel.emits:
+            readers = [later for later in function.kernels[k + 1 :] if tensor in later.loads]
+            if tensor not in results and all(isinstance(r, TileKernel) and r.elements(list(r.space)) for r in readers):
+                kernel.unread.add(tensor)
 
 
 def _size_givers(function: FunctionPlan, used: set[te.Tensor]) -> set[te.Tensor]:

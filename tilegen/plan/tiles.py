@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tvm import te
 
@@ -22,7 +23,8 @@ class TileKernel(Kernel):
     """Tasks over outer points (`space`); each computes `locals` in order and walks `walked` if there are scans along it.
 
     `reads` are stages that kernels before this one write, `memory` everything that is an argument and not written here,
-    `precise` the results that a caller gets in a wider dtype than that of the arguments.
+    `precise` the results that a caller gets in a wider dtype than that of the arguments, `unread` those that nobody reads at
+    tiles without elements.
     """
 
     frames: dict[te.Tensor, Frame] = field(default_factory=dict)
@@ -32,6 +34,19 @@ class TileKernel(Kernel):
     reads: set[te.Tensor] = field(default_factory=set)
     memory: set[te.Tensor] = field(default_factory=set)
     precise: set[te.Tensor] = field(default_factory=set)
+    unread: set[te.Tensor] = field(default_factory=set)
+
+    def elements(self, at: list[Any]) -> list[Any]:
+        """How many elements the tile at `at` has, as reads of tables; empty where a tile without any has work to do.
+
+        Tables have room for more tiles than short sequences fill.  Nothing has to be written for a tile without elements
+        when nothing is carried past it and what belongs to tiles, not to elements, is never read there.
+        """
+        others = [tensor for tensor, frame in self.frames.items() if not frame.ragged]
+        if self.walked is not None or not all(tensor in self.unread for tensor in others):
+            return []
+        tables = {frame.ragged[k].count: count for frame in self.frames.values() for k, count in frame.counts(at).items()}
+        return list(tables.values())
 
     def shared_axis(self) -> int:
         """The extent of the widest axis of the results that blocks can share out; 1 when there is none."""

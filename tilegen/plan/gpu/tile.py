@@ -72,13 +72,21 @@ class TileEmitter(Nests):
                 self.outer[k] = self._let(f"o{k}", here if here is block else keep(here), extent)
                 rest = rest if k == axes[0] else self._let(f"rest{k}", keep(tirx.truncdiv(rest, extent)))
             self._allocate()
+            self.fragments = self._plan_fragments()
+            self.arena.on_write = self.fragments.forget
             if kernel.walked is None:
-                self._fetch(None)
-                self._body()
+                with self._if(self._occupied()):
+                    self._fetch(None)
+                    self._body()
                 return
             for node in self._states():
                 self._start(node)
             self._walk(kernel.walked)
+
+    def _occupied(self) -> Any:
+        """Whether this tile has elements; None where every tile has work to do.  Without any a block is done before it loads."""
+        values, counts = self._values_at([]), self.kernel.elements(list(self.outer))
+        return tirx.any(*[self._let("elements", keep(values.resolved(count))) > 0 for count in counts]) if counts else None
 
     def _walk(self, walked: int) -> None:
         kernel = self.kernel
@@ -101,6 +109,7 @@ class TileEmitter(Nests):
             self.arena.settle()
 
     def _body(self, ahead: Callable[[], None] | None = None) -> None:
+        self.fragments.held = {}
         for node in self._states():
             spec = scan_spec(node.tensor.op)
             if spec.exclusive and spec.reset:
