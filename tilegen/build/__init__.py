@@ -23,8 +23,8 @@ def compile(instance: Instance, out: Path, *, target: str | None = None, functio
     return library.compile(instance, out, target=target, functions=functions)
 
 
-def load_or_compile(instance: Instance, gpu: int | None = None) -> Bundle:
+def load_or_compile(instance: Instance, gpu: int | None = None, wide: bool = False) -> Bundle:
     """The bundle of `instance` for this machine's CPU, or for the GPU numbered `gpu`, from the disk cache if it is there."""
     from tilegen.build import cached
 
-    return cached.load_or_compile(instance, gpu)
+    return cached.load_or_compile(instance, gpu, wide)

@@ -24,10 +24,10 @@ _loaded: dict[str, Bundle] = {}
 _lock = threading.Lock()
 
 
-def load_or_compile(instance: Instance, gpu: int | None = None) -> Bundle:
+def load_or_compile(instance: Instance, gpu: int | None = None, wide: bool = False) -> Bundle:
     """The bundle of `instance` for this machine's CPU, or for the GPU numbered `gpu`: from this process, from the disk cache, or
-    compiled now."""
-    key = fingerprint(instance, host() if gpu is None else device(gpu), records())
+    compiled now.  `wide` is for tensors of 2^31 elements and more."""
+    key = fingerprint(instance, host() if gpu is None else device(gpu), records(), **({"wide": True} if wide else {}))
     with _lock:
         if key not in _loaded:
 
@@ -36,7 +36,12 @@ def load_or_compile(instance: Instance, gpu: int | None = None) -> Bundle:
 
                 functions = FUNCTIONS if instance.mechanism.step else FUNCTIONS[:2]
                 library.compile(
-                    instance, out, target=None if gpu is None else f"cuda:{gpu}", functions=functions, compiler="nvrtc"
+                    instance,
+                    out,
+                    target=None if gpu is None else f"cuda:{gpu}",
+                    functions=functions,
+                    compiler="nvrtc",
+                    wide=wide,
                 )
 
             _loaded[key] = load(cache.get_or_build(key, build))

@@ -27,6 +27,7 @@ from tilegen.build.divisions import TruncateDivisions  # noqa: E402
 from tilegen.build.launches import launches  # noqa: E402
 from tilegen.build.pipeline import SpillKept  # noqa: E402
 from tilegen.build.target import BuildTarget, resolve  # noqa: E402
+from tilegen.build.wide import widened  # noqa: E402
 from tilegen.bundle.manifest import CUBIN, LAUNCHES, LIBRARY  # noqa: E402
 from tilegen.errors import BuildError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
@@ -100,6 +101,8 @@ def kernels(parts: Mapping[str, Any], target: BuildTarget) -> tuple[str, dict[st
 
 
 def _generated(parts: Mapping[str, Any], target: BuildTarget, text: Callable[[Any], str]) -> str:
+    if target.wide:
+        parts = {symbol: widened(func) for symbol, func in parts.items()}
     try:
         with tvm.transform.PassContext(opt_level=3, config=OPTIONS):
             return text(tvm.compile(tvm.IRModule(dict(parts)), target=target.tvm, tir_pipeline=NAME).mod)

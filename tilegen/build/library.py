@@ -57,13 +57,19 @@ def scheduled_parts(instance: Instance, functions: tuple[str, ...], target: Buil
 
 
 def compile(
-    instance: Instance, out: Path, *, target: str | None = None, functions: tuple[str, ...], compiler: str = "nvcc"
+    instance: Instance,
+    out: Path,
+    *,
+    target: str | None = None,
+    functions: tuple[str, ...],
+    compiler: str = "nvcc",
+    wide: bool = False,
 ) -> Path:
     """Compile `instance` into the bundle folder `out`, which must exist and be empty.
 
     Parameters
     ----------
-    target : see `tilegen.build.target.resolve`.
+    target, wide : see `tilegen.build.target.resolve`.
     functions : which of forward, backward and step.
     compiler : "nvcc" or "nvrtc", preferred for CUDA code; see `tilegen.build.compilers`.
 
@@ -72,7 +78,7 @@ def compile(
     TilegenError
         Of the stage that failed: expression, autodiff, plan, schedule, target or build.
     """
-    chosen = resolve(target)
+    chosen = resolve(target, wide=wide)
     made = scheduled_parts(instance, functions, chosen)
     versions = {name: _tvm.installed(name) or "" for name in ("apache-tvm", "apache-tvm-ffi")}
     library = LIBRARY

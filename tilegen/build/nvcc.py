@@ -124,8 +124,8 @@ def compile(source: str, out: Path, archs: Sequence[str]) -> list[Resources]:
     return parse(said)
 
 
-def examine(kernels: str, arch: str) -> list[Resources]:
-    """The resources of kernels on one architecture, from their text without launchers; makes no library.
+def cubin(kernels: str, arch: str) -> tuple[bytes, list[Resources]]:
+    """The machine code of kernels on one architecture and their resources, from their text without launchers.
 
     Raises
     ------
@@ -134,7 +134,19 @@ def examine(kernels: str, arch: str) -> list[Resources]:
     """
     with tempfile.TemporaryDirectory(prefix="tilegen-nvcc-") as folder:
         (Path(folder) / _TEXT).write_text(kernels)
-        return parse(_run([required(), *_DEVICE, f"-arch={arch}", "-cubin", "-o", "kernels.cubin", _TEXT], folder))
+        said = _run([required(), *_DEVICE, f"-arch={arch}", "-cubin", "-o", "kernels.cubin", _TEXT], folder)
+        return (Path(folder) / "kernels.cubin").read_bytes(), parse(said)
+
+
+def examine(kernels: str, arch: str) -> list[Resources]:
+    """The resources of kernels on one architecture, from their text without launchers; keeps no machine code.
+
+    Raises
+    ------
+    BuildError
+        As `compile`.
+    """
+    return cubin(kernels, arch)[1]
 
 
 def parse(said: str) -> list[Resources]:

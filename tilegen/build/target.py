@@ -14,6 +14,7 @@ from tvm.target import Target, codegen  # noqa: E402
 from tilegen.build import gpus  # noqa: E402
 from tilegen.build.host import cores, host_name  # noqa: E402
 from tilegen.bundle import machine  # noqa: E402
+from tilegen.bundle.manifest import OFFSETS  # noqa: E402
 from tilegen.errors import TargetError  # noqa: E402
 from tilegen.schedules.rule import Gpu, Machine  # noqa: E402
 
@@ -41,6 +42,11 @@ class BuildTarget:
         """ "llvm" or "cuda"."""
         return str(self.tvm.kind.name)
 
+    @property
+    def wide(self) -> bool:
+        """Whether tensors may have 2^31 elements and more."""
+        return self.description.get(OFFSETS) == 64
+
     def check(self, dtype: str) -> None:
         """Raise TargetError when the target has no arithmetic of this dtype."""
         if self.kind == "cuda" and self.machine.capability < NEWER.get(dtype, 0):
@@ -50,7 +56,7 @@ class BuildTarget:
             )
 
 
-def resolve(name: str | None = None) -> BuildTarget:
+def resolve(name: str | None = None, *, wide: bool = False) -> BuildTarget:
     """The target called `name`, or this machine's CPU.
 
     Parameters
@@ -58,14 +64,18 @@ def resolve(name: str | None = None) -> BuildTarget:
     name : None, "cpu" or "llvm" for this machine; "x86-64-v3" or any CPU name of LLVM ("znver4", "skylake-avx512"); "cuda" or
         "cuda:1" for a GPU of this machine; "sm_90" for a GPU that need not be here; "sm_80,sm_90" for one library that has code
         for each of them, with tiles that fit the least of them.
+    wide : for a GPU: tensors may have 2^31 elements and more, at the cost of 64-bit offsets everywhere.
 
     Raises
     ------
     TargetError
-        When LLVM does not know the CPU (it would accept the name silently), there is no such GPU, or none at all.
+        When LLVM does not know the CPU (it would accept the name silently), there is no such GPU, or none at all; when a CPU's
+        code shall be wide.
     """
     if name is not None and gpus.is_name(name):
-        return _gpu(gpus.of_name(name))
+        return _gpu(gpus.of_name(name), wide)
+    if wide:
+        raise TargetError("wide is True, must be False for a CPU; its tensors have less than 2^31 elements, split the batch")
     own = name in (None, "cpu", "llvm")
     mcpu = codegen.llvm_get_system_cpu() if own else str(name)
     target = _target(mcpu)
@@ -82,7 +92,7 @@ def resolve(name: str | None = None) -> BuildTarget:
     return BuildTarget(target, Machine(cores(), width), device, description)
 
 
-def _gpu(cards: tuple[gpus.Card, ...]) -> BuildTarget:
+def _gpu(cards: tuple[gpus.Card, ...], wide: bool) -> BuildTarget:
     """One target for all `cards`: what it may use is what each of them has."""
     first = cards[0]
     shared = min(card.shared_bytes for card in cards)
@@ -104,6 +114,8 @@ def _gpu(cards: tuple[gpus.Card, ...]) -> BuildTarget:
         host=Target({"kind": "cuda_host"}),
     )
     description = {"kind": "cuda", "arch": first.arch, "archs": [card.arch for card in cards], "host": machine.arch()}
+    if wide:
+        description[OFFSETS] = 64
     return BuildTarget(target, gpu, first.name, description)
 
 

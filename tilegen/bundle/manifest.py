@@ -28,6 +28,12 @@ CUBIN = ".cubin"
 LAUNCHES = "launches.json"
 """Beside cubins: what each function launches; see `tilegen.build.launches`."""
 
+LIMIT = 1 << 31
+"""Elements that a tensor may not reach where compiled code counts them in 32 bits."""
+
+OFFSETS = "offsets"
+"""The key of a target's description under which 64 stands where tensors may have `LIMIT` elements and more."""
+
 RUNTIME = "libtvm_runtime.so"
 """The name under which a bundle carries TVM's runtime library, which parallel CPU code calls."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tilegen.bundle import pack
-from tilegen.bundle.manifest import Manifest
+from tilegen.bundle.manifest import OFFSETS, Manifest
 from tilegen.errors import BundleError
 from tilegen.runtime import library
 from tilegen.runtime.function import Function
@@ -29,13 +29,14 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest, module: Any) -> None:
         self.path, self.manifest = path, manifest
         device = _DEVICES.get(str(manifest.target.get("kind")), str(manifest.target.get("kind")))
+        wide = manifest.target.get(OFFSETS) == 64
         self.functions: dict[str, Function] = {}
         for name, entry in manifest.functions.items():
             try:
                 foreign = module.get_function(entry.symbol)
             except Exception:
                 raise BundleError(f"bundle {path}: {manifest.library} has no function {entry.symbol}; export it again") from None
-            self.functions[name] = Function(name, entry, manifest.static, device, foreign)
+            self.functions[name] = Function(name, entry, manifest.static, device, foreign, wide)
 
     def function(self, name: str) -> Function:
         """The function called `name`; raises `BundleError` when the bundle was built without it."""

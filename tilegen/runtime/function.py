@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tilegen.bundle import shapes
-from tilegen.bundle.manifest import Argument, EntryPoint
+from tilegen.bundle.manifest import LIMIT, Argument, EntryPoint
 from tilegen.errors import ArgumentError, TargetError
 from tilegen.runtime import tensors
 from tilegen.runtime.tensors import Library
 
-_LIMIT = 1 << 31  # elements; compiled code counts them in 32 bits
 _LAUNCH = "CUDA launch: "  # how every message of a launcher's CUDA calls begins
 _PLANS = 512  # signatures remembered
 
@@ -30,8 +29,11 @@ class Function:
     returned : those that a checked call returns.
     """
 
-    def __init__(self, name: str, entry: EntryPoint, static: dict[str, int], device: str, foreign: Callable[..., Any]) -> None:
+    def __init__(
+        self, name: str, entry: EntryPoint, static: dict[str, int], device: str, foreign: Callable[..., Any], wide: bool = False
+    ) -> None:
         self.name = name
+        self._limit = math.inf if wide else LIMIT
         self.args: tuple[Argument, ...] = entry.args
         self.given, self.returned = entry.given, entry.returned
         self._static, self._device, self._foreign = static, device, foreign
@@ -52,12 +54,12 @@ class Function:
         Raises
         ------
         ArgumentError
-            When an argument would have 2**31 elements or more.
+            When an argument would have 2**31 elements or more, which only libraries compiled for that take.
         """
         known = self._static | sizes
         found = [(arg, tuple(shapes.evaluate(dim, known) for dim in arg.shape)) for arg in self.args]
         for arg, shape in found:
-            if math.prod(shape) >= _LIMIT:
+            if math.prod(shape) >= self._limit:
                 raise ArgumentError(
                     f"{arg.name} ({arg.role} of {self.name}) has shape {list(shape)}, {math.prod(shape)} elements, must be below "
                     "2**31; split the batch"

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from tilegen.build import gpus
 from tilegen.build.gpus import Card
+from tilegen.bundle.manifest import LIMIT
 from tilegen.errors import ArgumentError, BundleError
 from tilegen.mechanisms import Instance
 from tilegen.torch.signature import DTYPES
 from tilegen.torch.sizes import first_uses, shapes_function
 
 Tensors = Sequence[torch.Tensor]
-
-LIMIT = 1 << 31
-"""Elements of one tensor; compiled code counts them in 32 bits."""
 
 ALIGNMENT = 64
 """Bytes.  Vectorised code uses aligned loads without a check; torch allocates this way, views into a tensor need not be."""
@@ -31,7 +30,7 @@ GPU_ALIGNMENT = 16
 
 _log = logging.getLogger("tilegen")
 _lock = threading.Lock()
-_loaded: dict[tuple[str, Card | None], Loaded] = {}
+_loaded: dict[tuple[str, Card | None, bool], Loaded] = {}
 
 
 class Entry:
@@ -40,9 +39,12 @@ class Entry:
     `given` are the arguments that the caller passes, in order; `results` are the fresh ones that it gets back.  A saved
     tensor one of whose dims is computed (the number of tiles, say) travels through torch with one dim: torch would otherwise
     ask whether that dim is 1, and specialise a traced program on the answer.
+
+    `wider` gives the same function for tensors of any number of elements, None for a function that is that already.
     """
 
-    def __init__(self, function: Any, given_roles: Iterable[str]) -> None:
+    def __init__(self, function: Any, given_roles: Iterable[str], wider: Callable[[], Entry] | None) -> None:
+        self._wider = wider
         args, roles = list(function.args), set(given_roles)
         self.given = [arg for arg in args if arg.role in roles]
         self.results = [arg for arg in args if arg.role not in roles and arg.role != "workspace"]
@@ -64,8 +66,10 @@ class Entry:
         """Call the compiled function."""
         sizes = [given[i].shape[d] for i, d in self._sizes_at]
         device, shapes = given[0].device, self._fresh(*sizes)
-        if max(map(math.prod, [x.shape for x in given] + [*shapes])) >= LIMIT:
-            self._too_large([*(x.shape for x in given), *shapes])
+        if self._wider and max(map(math.prod, [x.shape for x in given] + [*shapes])) >= LIMIT:
+            if device.type != "cuda":
+                self._too_large([*(x.shape for x in given), *shapes])
+            return self._wider().run(given)
         fresh = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, self._dtypes, strict=True)]
         alignment = GPU_ALIGNMENT if device.type == "cuda" else ALIGNMENT
         pool = [_ready(x, alignment) for x in given]
@@ -103,12 +107,13 @@ def _is_flat(arg: Any) -> bool:
 
 
 class Loaded:
-    """The library of one instance in this process, for the CPU or for one kind of GPU."""
+    """The library of one instance in this process, for the CPU or for one kind of GPU; `wide` for tensors of any size."""
 
-    def __init__(self, instance: Instance, bundle: Any, card: Card | None = None) -> None:
+    def __init__(self, instance: Instance, bundle: Any, card: Card | None = None, wide: Loading | None = None) -> None:
         self.instance, self.bundle, self.key, self.card = instance, bundle, instance.key, card
-        self.forward = Entry(bundle.function("forward"), ["input"])
-        self.backward = Entry(bundle.function("backward"), ["input", "output", "saved", "grad_output"])
+        given = ["input", "output", "saved", "grad_output"]
+        self.forward = Entry(bundle.function("forward"), ["input"], (lambda: wide().forward) if wide else None)
+        self.backward = Entry(bundle.function("backward"), given, (lambda: wide().backward) if wide else None)
         outputs = instance.mechanism.results(instance.config)
         kept = [arg.name for arg in (*self.forward.given, *self.forward.results)]
         gradients = [f"grad_{spec.name}" for spec in outputs]
@@ -126,21 +131,25 @@ class Loaded:
             raise BundleError(f"the backward of {self.key} does not fit its forward ({error}); build it again") from None
 
 
-def load_bundle(instance: Instance, gpu: int | None = None) -> Any:
+Loading = Callable[[], Loaded]
+
+
+def load_bundle(instance: Instance, gpu: int | None = None, wide: bool = False) -> Any:
     """The bundle of `instance` for the CPU or the GPU numbered `gpu` from the disk cache, compiled first when it is not there."""
     from tilegen import build
 
-    return build.load_or_compile(instance, gpu)
+    return build.load_or_compile(instance, gpu, wide)
 
 
-def loaded(instance: Instance, device: torch.device) -> Loaded:
-    """The library of `instance` for `device`, loaded once a process for all devices of a kind."""
+def loaded(instance: Instance, device: torch.device, wide: bool = False) -> Loaded:
+    """The library of `instance` for `device`, loaded once a process for all devices of a kind; `wide` for tensors of any size."""
     gpu = number(device)
     card = None if gpu is None else gpus.of_device(gpu)
-    key = (instance.key, card)
+    key = (instance.key, card, wide)
     with _lock:
         if key not in _loaded:
-            _loaded[key] = found = Loaded(instance, load_bundle(instance, gpu), card)
+            wider = None if wide else functools.partial(loaded, instance, device, True)
+            _loaded[key] = found = Loaded(instance, load_bundle(instance, gpu, wide), card, wider)
             _log.info("%s on %s: %s", key[0], device, ", ".join(map(_words, _records(found))) or "no tunable kernels")
         return _loaded[key]
 
@@ -148,7 +157,7 @@ def loaded(instance: Instance, device: torch.device) -> Loaded:
 def loaded_by_key(key: str, device: torch.device) -> Loaded:
     """The library of the instance that `key` describes for `device`."""
     gpu = number(device)
-    found = _loaded.get((key, None if gpu is None else gpus.of_device(gpu)))
+    found = _loaded.get((key, None if gpu is None else gpus.of_device(gpu), False))
     return loaded(Instance.from_key(key), device) if found is None else found
 
 

@@ -28,8 +28,8 @@ class EmulatedInstance:
     source : the CUDA text of all of them.
     """
 
-    def __init__(self, instance: Instance, functions: Sequence[str], target: str = TARGET) -> None:
-        chosen = resolve(target)
+    def __init__(self, instance: Instance, functions: Sequence[str], target: str = TARGET, wide: bool = False) -> None:
+        chosen = resolve(target, wide=wide)
         parts = scheduled_parts(instance, tuple(functions), chosen)
         self.instance, self.entries = instance, parts.entries
         self.source = cuda.generate(parts.parts, chosen)
