@@ -11,7 +11,6 @@ import json
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tilegen.bundle import gpu, shapes
@@ -23,15 +22,29 @@ _SHARED_LIMIT = 48 * 1024  # bytes of shared memory that a kernel may use withou
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
-@dataclass(frozen=True)
 class _Launch:
-    """One launch with all sizes known: ``slots`` are the kernel's arguments, positions of tensors or (None, number)."""
+    """One launch with all sizes known, what the driver takes laid out: a call fills in the addresses of its tensors.
 
-    function: ctypes.c_void_p
-    slots: tuple[tuple[int | None, int], ...]
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    shared: int
+    Parameters
+    ----------
+    slots : the kernel's arguments, positions of tensors or (None, number).
+    """
+
+    def __init__(
+        self,
+        function: ctypes.c_void_p,
+        slots: Sequence[tuple[int | None, int]],
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared: int,
+    ) -> None:
+        count = len(slots)
+        # Eight bytes for every argument: a kernel reads as many of them as its parameter has.
+        self.values = (ctypes.c_uint64 * count)(*[number if at is None else 0 for at, number in slots])
+        self.tensors = tuple((slot, at) for slot, (at, _) in enumerate(slots) if at is not None)
+        start = ctypes.addressof(self.values)
+        self.addresses = (ctypes.c_void_p * count)(*range(start, start + 8 * count, 8))
+        self.head = (function, *grid, *block, shared)
 
 
 class Module:
@@ -48,6 +61,7 @@ class Module:
         self._driver = _driver()
         self._loaded: dict[int, tuple[ctypes.c_void_p, ctypes.c_void_p]] = {}
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
 
     def get_function(self, symbol: str) -> Starter:
         """The function called `symbol`; KeyError when there is none."""
@@ -77,13 +91,13 @@ class Module:
         driver, old = self._driver, ctypes.c_void_p()
         self.check(driver.cuCtxPushCurrent_v2(context))
         try:
-            for one in launches:
-                count = len(one.slots)
-                # Eight bytes for every argument: a kernel reads as many of them as its parameter has.
-                values = (ctypes.c_uint64 * count)(*[number if at is None else pointers[at] for at, number in one.slots])
-                start = ctypes.addressof(values)
-                addresses = (ctypes.c_void_p * count)(*range(start, start + 8 * count, 8))
-                self.check(driver.cuLaunchKernel(one.function, *one.grid, *one.block, one.shared, stream, addresses, None))
+            # The driver copies the arguments before it returns; until then they are this call's.
+            with self._starting:
+                for one in launches:
+                    for slot, at in one.tensors:
+                        one.values[slot] = pointers[at]
+                    if status := driver.cuLaunchKernel(*one.head, stream, one.addresses, None):
+                        self.check(status)
         finally:
             driver.cuCtxPopCurrent_v2(ctypes.byref(old))
 
@@ -154,7 +168,7 @@ class Starter:
             return [
                 _Launch(
                     module.kernel(device, one["kernel"], size(one["shared"])),
-                    tuple((places[a["tensor"]], 0) if "tensor" in a else (None, size(a["size"])) for a in one["arguments"]),
+                    [(places[a["tensor"]], 0) if "tensor" in a else (None, size(a["size"])) for a in one["arguments"]],
                     (size(one["grid"][0]), size(one["grid"][1]), size(one["grid"][2])),
                     (size(one["block"][0]), size(one["block"][1]), size(one["block"][2])),
                     size(one["shared"]),
