@@ -32,6 +32,7 @@ class Layout:
     rows, columns : extents without padding.
     down, across : warps along the rows and along the columns.
     tensor : whether it is the accumulator of the tensor cores' 16 x 8 blocks (PTX ISA, mma.m16n8k16), else threads in a grid.
+    slant : of a band (see `tilegen.plan.gpu.band`): which column a warp's first is, counted from its first row, and how many it holds.
     """
 
     rows: int
@@ -39,10 +40,11 @@ class Layout:
     down: int
     across: int
     tensor: bool
+    slant: tuple[int, int] | None = None
 
     @property
     def extents(self) -> tuple[int, int]:
-        """The rows and columns that are held, padding included."""
+        """The rows and columns that are held by some warp, padding included."""
         step = (PAD * self.down, PAD * self.across) if self.tensor else self._grid
         return -(-self.rows // step[0]) * step[0], -(-self.columns // step[1]) * step[1]
 
@@ -60,6 +62,8 @@ class Layout:
     def dims(self) -> tuple[int, int, int, int]:
         """Registers of a thread: (blocks down, blocks across, rows of a block, columns of a block)."""
         rows, columns = self.extents
+        if self.slant is not None:
+            columns = self.slant[1]
         if self.tensor:
             return rows // (PAD * self.down), columns // (8 * self.across), 2, 2
         return rows // self._grid[0], columns // self._grid[1], 1, 1
@@ -110,6 +114,8 @@ class Layout:
 
     def first_column(self, thread: Any) -> Any:
         """The first column of the thread's warp (tensor cores only)."""
+        if self.slant is not None:
+            return self.first_row(thread) + self.slant[0]
         if self.across == 1:
             return tirx.const(0, "int32")
         return tirx.truncdiv(tirx.truncdiv(thread, WARP), self.down) * (self.dims[1] * 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,7 +51,7 @@ class Loading(Block):
         if node.tensor not in self.pieces:
             shape = node.tile
             cuts = [0, *(self._cuts_of(node) if len(shape) == 2 else []), shape[0] if shape else 1]
-            self.pieces[node.tensor] = [self._piece(node, first, last) for first, last in zip(cuts, cuts[1:], strict=False)]
+            self.pieces[node.tensor] = [self._piece(node, first, last) for first, last in itertools.pairwise(cuts)]
         return self.pieces[node.tensor]
 
     def _cuts_of(self, node: Node) -> list[int]:

@@ -116,15 +116,14 @@ def cuts(expr: Any, row: Any, rows: int) -> list[int]:
     """The values of `row`, in order, from which on `expr` reads other memory than before."""
     found: set[int] = set()
 
-    def sources(e: Any) -> list[Any]:
-        return [load.source for load in find(e, _is_load)]
+    def sources(e: Any) -> set[int]:
+        return {hash(load.source) for load in find(e, _is_load)}
 
     def visit(e: Any) -> None:
         if call_name(e) == "if_then_else":
             first, second = sources(e.args[1]), sources(e.args[2])
-            alike = all(any(a.same_as(b) for b in second) for a in first) and all(any(a.same_as(b) for a in first) for b in second)
             at = _threshold(e.args[0], row)
-            if first and second and not alike and at is not None and 0 < at < rows:
+            if first and second and first != second and at is not None and 0 < at < rows:
                 found.add(at)
         for child in children(e):
             if hasattr(child, "ty"):
