@@ -15,6 +15,7 @@ from tilegen.errors import PlanError
 from tilegen.expression.walkers import conjunction, const_int
 from tilegen.plan import stages
 from tilegen.plan.evaluate import MathRule
+from tilegen.plan.gpu.contract import Fragments
 from tilegen.plan.gpu.func import WARP, Buffers, Decisions
 from tilegen.plan.gpu.holding import place_of
 from tilegen.plan.gpu.layout import Layout
@@ -79,6 +80,7 @@ class Block:
         self.part: Any = None
         self.outer: list[Any] = [None] * self.rank
         self.homes: dict[tuple[te.Tensor, str], Shared] = {}
+        self.fragments = Fragments({})
         self.registers: dict[te.Tensor, Any] = {}
         self.fixed: dict[int, Any] = {}
         self.ends: dict[int, tuple[Any, Any]] = {}
@@ -94,7 +96,12 @@ class Block:
                 f"kernel '{self.kernel.name}' needs {self.nbytes} bytes of shared memory, a block has {self.gpu.shared_bytes}; "
                 "choose a smaller chunk or narrower heads"
             )
-        self.arena = Arena(self.nbytes)
+        self.arena = Arena(self.nbytes, 2 if self._take_turns() else 1)
+
+    def _take_turns(self) -> bool:
+        """Whether the steps of a walk use two copies of shared memory in turn; two blocks should still fit a multiprocessor."""
+        lasting = any(n.way != "fragment" for n in self._states()) or any(kind == "earlier" for _, kind in self.homes)
+        return self.prefetch and not lasting and 4 * self.nbytes <= self.gpu.shared_bytes
 
     # ---------------------------------------------------------------- small things
 

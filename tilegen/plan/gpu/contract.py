@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tvm import tirx
@@ -34,18 +34,54 @@ class InRegisters:
     layout: Layout
 
 
+@dataclass
+class Fragments:
+    """Operands as the tensor cores take them, kept in registers from one contraction to others that take the same.
+
+    Parameters
+    ----------
+    wanted : how many contractions of a step take each; only those that several take are kept.
+    held : what is in registers now.
+    """
+
+    wanted: dict[Any, int]
+    held: dict[Any, Any] = field(default_factory=dict)
+
+    def forget(self, written: Sequence[Shared]) -> None:
+        """Shared memory that is overwritten is loaded again."""
+        self.held = {key: buffer for key, buffer in self.held.items() if key[0] not in written}
+
+
+def fragment_key(layout: Layout, side: InShared, tall: bool) -> Any:
+    """What two loads of an operand have in common if every thread gets the same from both; None if a part may be left out."""
+    if tall:
+        return side.shared, side.turned, tall, layout.down, layout.dims[0]
+    if layout.extents[1] > padded(layout.columns):
+        return None
+    return side.shared, side.turned, tall, layout.down if layout.across > 1 else 0, layout.dims[1]
+
+
 def on_tensor_cores(
-    layout: Layout, left: InShared | InRegisters, right: InShared, into: Any, steps: int, dtype: str, thread: Any
+    layout: Layout,
+    left: InShared | InRegisters,
+    right: InShared,
+    into: Any,
+    steps: int,
+    dtype: str,
+    thread: Any,
+    fragments: Fragments,
 ) -> None:
     """``into += left right`` over `steps` contracted elements, padding included zeros in both operands."""
     blocks, columns, _, _ = layout.dims
-    lane = tirx.truncmod(thread, WARP)
-    a = T.alloc_buffer([blocks * 8], dtype, scope="local")
-    b = T.alloc_buffer([8], dtype, scope="local")
-    IRBuilder.name("left", a)
-    IRBuilder.name("right", b)
-    with T.unroll(0, padded(steps) // PAD) as k:
-        for block in range(blocks):
+    lane, count, begin = tirx.truncmod(thread, WARP), padded(steps) // PAD, tirx.const(0, "int32")
+    if isinstance(left, InRegisters) and left.layout.slant is not None:
+        # Outside its band the left operand is zero.
+        count, begin = left.layout.slant[1] // PAD, left.layout.first_column(thread)
+    a, load_a, all_a = _operand(layout, left, True, blocks * 8, count, dtype, fragments)
+    b, load_b, all_b = _operand(layout, right, False, columns * 4, count, dtype, fragments)
+    with T.unroll(0, count) as k:
+        first_a, first_b = (k * blocks * 8 if all_a else 0), (k * columns * 4 if all_b else None)
+        for block in range(blocks if load_a else 0):
             if isinstance(left, InRegisters):
                 first = (block * left.layout.dims[1] + 2 * k) * 4
                 for pair in range(0, 8, 2):
@@ -53,18 +89,35 @@ def on_tensor_cores(
                         T.buffer_store(a, left.buffer[(first + pair + v,)].astype(dtype), [block * 8 + pair + v])
             else:
                 row = layout.first_row(thread) + block * PAD
-                _ldmatrix(a, block * 8, left, row, k * PAD, lane, dtype, tall=True)
+                _ldmatrix(a, first_a + block * 8, left, row, k * PAD, lane, dtype, tall=True)
         with T.unroll(0, columns // 2) as n, _inside(layout, layout.first_column(thread) + n * PAD):
-            _ldmatrix(b, 0, right, layout.first_column(thread) + n * PAD, k * PAD, lane, dtype, tall=False)
+            at_b = 0 if first_b is None else first_b + n * 8
+            if load_b:
+                _ldmatrix(b, at_b, right, layout.first_column(thread) + n * PAD, begin + k * PAD, lane, dtype, tall=False)
             for block in range(blocks):
                 for half in range(2):
                     at = ((block * columns) + 2 * n + half) * 4
                     T.evaluate(
                         T.ptx_legacy.mma(
                             "m16n8k16", "row", "col", PTX[dtype], PTX[dtype], "fp32",
-                            a.data, block * 8, b.data, half * 4, into.data, at, False, dtype="float32",
+                            a.data, first_a + block * 8, b.data, at_b + half * 4, into.data, at, False, dtype="float32",
                         )
                     )  # fmt: skip
+
+
+def _operand(
+    layout: Layout, side: InShared | InRegisters, tall: bool, size: int, count: int, dtype: str, fragments: Fragments
+) -> tuple[Any, bool, bool]:
+    """Registers for an operand, `size` of each of `count` steps: (array, whether it is still to load, whether it has all steps)."""
+    key = fragment_key(layout, side, tall) if isinstance(side, InShared) else None
+    if key is not None and key in fragments.held:
+        return fragments.held[key], False, True
+    keep = fragments.wanted.get(key, 0) > 1
+    buffer = T.alloc_buffer([size * count if keep else size if tall else 8], dtype, scope="local")
+    IRBuilder.name("left" if tall else "right", buffer)
+    if keep:
+        fragments.held[key] = buffer
+    return buffer, True, keep
 
 
 @contextmanager

@@ -16,10 +16,14 @@ from tilegen.plan import stages
 from tilegen.plan.evaluate import combine, identity
 from tilegen.plan.gpu import contract
 from tilegen.plan.gpu.func import WARP
-from tilegen.plan.gpu.layout import Layout
+from tilegen.plan.gpu.layout import PAD, Layout, padded
 from tilegen.plan.gpu.loading import Loading
 from tilegen.plan.gpu.program import Held, Node
+from tilegen.plan.gpu.shared import Shared
 from tilegen.plan.gpu.values import Values, rounded
+
+KEPT = 64
+"""Registers of a thread, of 255, for operands that several contractions take."""
 
 
 class Nests(Loading):
@@ -44,6 +48,7 @@ class Nests(Loading):
         zero = tirx.const(0, "int32")
         a, b, c, d = layout.dims
         for shared in homes:
+            self._fill_outside(node, shared)
             with ExitStack() as stack:
                 m, n, r = (zero if count == 1 else stack.enter_context(T.unroll(0, count)) for count in (a, b, c))
                 row, first = layout.place(self.thread, (m, n, r, zero))
@@ -52,6 +57,26 @@ class Nests(Loading):
                 e = zero if d == 1 else stack.enter_context(T.vectorized(0, d))
                 value = rounded(source[(layout.register((m, n, r, e)),)], shared.dtype)
                 T.buffer_store(shared.buffer, value, [shared.flat([row, first + e])])
+
+    def _fill_outside(self, node: Node, shared: Shared) -> None:
+        """The columns of a banded tile that no warp holds, in shared memory."""
+        layout = node.layout
+        assert layout is not None
+        if layout.slant is None:
+            return
+        a, held, c, d = layout.dims
+        columns = padded(layout.columns)
+        zero, value = tirx.const(0, "int32"), tirx.const(self.program.outside[node.tensor], shared.dtype)
+        with ExitStack() as stack:
+            m = zero if a == 1 else stack.enter_context(T.unroll(0, a))
+            n, r = (stack.enter_context(T.unroll(0, count)) for count in (columns // 8 - held, c))
+            row, first = layout.place(self.thread, (m, zero, r, zero))
+            # Those after the warp's last column, and then those before its first.
+            column = tirx.truncmod(first + (held + n) * 8, columns)
+            if layout.extents[0] > shared.shape[0]:
+                stack.enter_context(self._if(row < shared.shape[0]))
+            v = stack.enter_context(T.vectorized(0, d))
+            T.buffer_store(shared.buffer, value, [shared.flat([row, column + v])])
 
     def _leads(self, layout: Layout) -> Any:
         """Whether this thread speaks for its rows: the first of the lanes that hold them."""
@@ -65,24 +90,53 @@ class Nests(Loading):
         layout, operands = node.layout, node.operands
         assert layout is not None and operands is not None
         target = self.registers[node.tensor] if into is None else into
-        precise = self.narrow is None or node in self.program.precise
-        sides: list[Any] = []
-        for k, side in enumerate(operands):
-            if k == 0 and self.program.in_registers(node, side):
-                sides.append(contract.InRegisters(self.registers[side.source], self.program.nodes[side.source].layout))
-            else:
-                home = self._home(side.source, "wide" if precise else "narrow") or self._home(side.source, "narrow" if precise else "wide")
-                assert home is not None
-                sides.append(contract.InShared(home, side.turned))
+        sides = [self._side(node, k) for k in range(2)]
         self.arena.use([s.shared for s in sides if isinstance(s, contract.InShared)], [])
         steps = self._contracted(node)
         if fresh:
             with T.unroll(0, layout.size) as r:
                 T.buffer_store(target, tirx.const(0, str(node.tensor.dtype)), [r])
-        if self.narrow is not None and not precise:
-            contract.on_tensor_cores(layout, sides[0], sides[1], target, steps, self.narrow, self.thread)
+        if self._on_tensor_cores(node):
+            contract.on_tensor_cores(layout, sides[0], sides[1], target, steps, self.narrow, self.thread, self.fragments)
         else:
             contract.on_threads(layout, sides[0], sides[1], target, steps, str(node.tensor.dtype), self.thread)
+
+    def _side(self, node: Node, k: int) -> contract.InShared | contract.InRegisters:
+        """Where a contraction finds its left (0) or right operand."""
+        side = (node.operands or ())[k]
+        if k == 0 and self.program.in_registers(node, side):
+            return contract.InRegisters(self.registers[side.source], self.program.nodes[side.source].layout)
+        kinds = ("narrow", "wide") if self._on_tensor_cores(node) else ("wide", "narrow")
+        home = self._home(side.source, kinds[0]) or self._home(side.source, kinds[1])
+        assert home is not None
+        return contract.InShared(home, side.turned)
+
+    def _on_tensor_cores(self, node: Node) -> bool:
+        return self.narrow is not None and node not in self.program.precise
+
+    def _plan_fragments(self) -> contract.Fragments:
+        """Which operands stay in registers because several contractions of a step take them.
+
+        Only in walks: they rarely have a block for every multiprocessor, so registers are plenty and latency is what counts.
+        """
+        wanted: dict[Any, int] = {}
+        sizes: dict[Any, int] = {}
+        nodes = self.program.steps if self.kernel.walked is not None else []
+        for node in [n for n in nodes if n.operands is not None and self._on_tensor_cores(n)]:
+            assert node.layout is not None
+            for k in range(2):
+                side = self._side(node, k)
+                key = contract.fragment_key(node.layout, side, k == 0) if isinstance(side, contract.InShared) else None
+                if key is not None:
+                    wanted[key] = wanted.get(key, 0) + 1
+                    sizes[key] = node.layout.dims[k] * (4, 2)[k] * (padded(self._contracted(node)) // PAD)
+        free = KEPT
+        for key in wanted:
+            if wanted[key] > 1 and sizes[key] <= free:
+                free -= sizes[key]
+            else:
+                wanted[key] = 1
+        return contract.Fragments(wanted)
 
     def _contracted(self, node: Node) -> int:
         """The extent of the contracted axis."""
@@ -125,8 +179,12 @@ class Nests(Loading):
         assert layout is not None
         self.arena.use(self._used(node), [])
         target = self.registers[node.tensor]
+        start = identity(kind, dtype)
+        if layout.slant is not None:
+            # Every row has columns outside the band, where the terms are constant.
+            start = combine(kind, start, tirx.const(self.program.outside[node.tensor], dtype))
         with T.unroll(0, layout.row_size) as r:
-            T.buffer_store(target, identity(kind, dtype), [r])
+            T.buffer_store(target, start, [r])
         extents = [node.extents[0], layout.columns]
         with self._over(layout) as (at, row, column):
             register = layout.row_register(at)

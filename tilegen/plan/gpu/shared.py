@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class Shared:
     Parameters
     ----------
     shape : with padding; the rows of a matrix are `stride` elements apart, which spreads them over the banks.
+    shift : elements by which this step's copy lies behind the first, where steps take turns (see `Arena.halves`).
     """
 
     name: str
@@ -33,6 +34,7 @@ class Shared:
     last: int
     offset: int = 0
     buffer: Any = None
+    shift: Any = 0
 
     @property
     def stride(self) -> int:
@@ -61,11 +63,11 @@ class Shared:
     def flat(self, indices: Sequence[Any]) -> Any:
         """The element number of `indices`."""
         if len(self.shape) < 2:
-            return indices[0] if self.shape else tirx.const(0, "int32")
+            return (indices[0] if self.shape else tirx.const(0, "int32")) + self.shift
         row: Any = 0
         for n, i in zip(self.shape[:-1], indices[:-1], strict=True):
             row = row * n + i
-        return row * self.stride + indices[-1]
+        return row * self.stride + indices[-1] + self.shift
 
 
 def place(buffers: Sequence[Shared]) -> int:
@@ -85,29 +87,56 @@ def place(buffers: Sequence[Shared]) -> int:
 
 @dataclass
 class Arena:
-    """The shared memory of the kernel being emitted."""
+    """The shared memory of the kernel being emitted.
+
+    Parameters
+    ----------
+    nbytes : of all buffers of a step.
+    halves : 2 where steps of a walk take turns in two copies, so that none waits for the reads of the one before, else 1.
+    met : barriers so far.
+    """
 
     nbytes: int
+    halves: int = 1
+    met: int = 0
     base: Any = None
     written: list[Shared] = field(default_factory=list)
     read: list[Shared] = field(default_factory=list)
+    buffers: list[Shared] = field(default_factory=list)
+    on_write: Callable[[Sequence[Shared]], None] = lambda _: None  # told of everything that is overwritten
 
     def open(self, buffers: Sequence[Shared]) -> None:
         """Declare the array and the buffers in it."""
         if not buffers:
             return
-        self.base = T.alloc_buffer([self.nbytes], "uint8", scope="shared.dyn")
+        self.buffers = list(buffers)
+        self.base = T.alloc_buffer([self.nbytes * self.halves], "uint8", scope="shared.dyn")
         IRBuilder.name("shared", self.base)
         for shared in buffers:
             width = dtype_bytes(shared.dtype)
             shared.buffer = T.decl_buffer(
-                [shared.nbytes // width],
+                [(shared.nbytes + self.nbytes * (self.halves - 1)) // width],
                 shared.dtype,
                 data=self.base.data,
                 elem_offset=shared.offset // width,
                 scope="shared.dyn",
             )
             IRBuilder.name(shared.name, shared.buffer)
+
+    def turn(self, step: Any) -> None:
+        """Go to the copy whose turn it is at a `step` of the walk."""
+        if self.halves > 1 and self.buffers:
+            turn = T.Bind(tirx.truncmod(step, 2))
+            IRBuilder.name("turn", turn)
+            for shared in self.buffers:
+                shared.shift = turn * (self.nbytes // dtype_bytes(shared.dtype))
+        self.met = 0
+
+    def close(self) -> None:
+        """The end of a step: its accesses are over before those of the next to the same copy."""
+        # With two copies the next step uses the other one, and its barrier is between this step and the one after.
+        if self.halves == 1 or not self.met:
+            self.settle()
 
     def use(self, reads: Sequence[Shared], writes: Sequence[Shared]) -> None:
         """Say what the next nest reads and writes; emits a barrier if it must wait for the nests before."""
@@ -116,12 +145,14 @@ class Arena:
         )
         if late:
             self.meet()
+        self.on_write(writes)
         self.read += [r for r in reads if r not in self.read]
         self.written += [w for w in writes if w not in self.written]
 
     def meet(self) -> None:
         """A barrier."""
         barrier()
+        self.met += 1
         self.read, self.written = [], []
 
     def settle(self) -> None:

@@ -97,6 +97,7 @@ class TileEmitter(Nests):
             self._fetch(None)
         with T.serial(0, extent) as step:
             self.outer[walked] = here = self._let("step", index(step), extent)
+            self.arena.turn(step)
             if not self.prefetch:
                 self._fetch(None)
 
@@ -106,7 +107,7 @@ class TileEmitter(Nests):
                 self.outer[walked] = here
 
             self._body(ahead if self.prefetch else None)
-            self.arena.settle()
+            self.arena.close()
 
     def _body(self, ahead: Callable[[], None] | None = None) -> None:
         self.fragments.held = {}
@@ -310,7 +311,8 @@ class TileEmitter(Nests):
         zero = tirx.const(0, "int32")
         a, b, c, d = layout.dims
         width = const_int(target.shape[-1])
-        pair = d == 2 and width is not None and width % 2 == 0 and self.kernel.frames[node.tensor].axes[-1] is None
+        split = self.kernel.frames[node.tensor].axes[-1]
+        pair = d == 2 and width is not None and width % 2 == 0 and (split is None or (split[1] % 2 == 0 and width % split[1] == 0))
         with ExitStack() as stack:
             m, r = (zero if count == 1 else stack.enter_context(T.unroll(0, count)) for count in (a, c))
             row = self._let("row", layout.place(self.thread, (m, zero, r, zero))[0], layout.rows)
@@ -334,8 +336,9 @@ class TileEmitter(Nests):
                 e = zero if d == 1 else inner.enter_context(T.unroll(0, d))
                 at = (m, n, r, e)
                 column = self._let("column", layout.place(self.thread, at)[1], layout.columns)
-                here, guards, value = self._result(node, self._values(node, [row, column], at))
-                below = [g for g in guards if any(v.same_as(column) for v in variables(g))]
+                values = self._values(node, [row, column], at)
+                here, guards, value = self._result(node, values)
+                below = [g for g in guards if any(v.same_as(values.point[-1]) for v in variables(g))]
                 if pair:
                     T.buffer_store(temporary, value(), [e])
                 else:
