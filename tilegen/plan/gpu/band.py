@@ -51,7 +51,7 @@ def narrow(program: Any) -> dict[te.Tensor, float]:
     for family in _families(program):
         layout = family[0].layout
         plain = all(n.layout == layout and n.cut is None and n.role in ("map", "reduce") and n not in program.precise for n in family)
-        if not plain or not layout.tensor or layout.across > 1:
+        if not plain or not layout.tensor or layout.turned or layout.across > 1:
             continue
         band = Bands(program, family).find()
         if band is None:

@@ -41,6 +41,7 @@ class Layout:
     across: int
     tensor: bool
     slant: tuple[int, int] | None = None
+    turned: bool = False
 
     @property
     def extents(self) -> tuple[int, int]:
@@ -120,8 +121,16 @@ class Layout:
             return tirx.const(0, "int32")
         return tirx.truncdiv(tirx.truncdiv(thread, WARP), self.down) * (self.dims[1] * 8)
 
+    def point(self, row: Any, column: Any) -> list[Any]:
+        """The element of the stage at a row and column of the layout, or the other way round."""
+        return [column, row] if self.turned else [row, column]
+
     def same_rows(self, other: Layout) -> bool:
-        """Whether every thread holds the same rows in both."""
+        """Whether every thread holds the same rows of the same axis in both."""
+        return self.turned == other.turned and self.like_rows(other)
+
+    def like_rows(self, other: Layout) -> bool:
+        """Whether every thread holds the same rows in both, whatever the axes."""
         return (self.tensor, self.down, self.across, self.extents[0], self.rows) == (
             other.tensor, other.down, other.across, other.extents[0], other.rows,
         )  # fmt: skip

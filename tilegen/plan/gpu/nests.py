@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from tvm import ir, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tilegen.expression.scan import scan_inputs, scan_spec
-from tilegen.expression.walkers import conjunction, const_int
+from tilegen.expression.walkers import call_name, conjunction, const_int, find, is_load, load_indices, load_tensor, substitute
 from tilegen.plan import stages
 from tilegen.plan.evaluate import combine, identity
-from tilegen.plan.gpu import contract
+from tilegen.plan.gpu import contract, masks
 from tilegen.plan.gpu.func import WARP
 from tilegen.plan.gpu.layout import PAD, Layout, padded
 from tilegen.plan.gpu.loading import Loading
@@ -24,6 +25,9 @@ from tilegen.plan.gpu.values import Values, rounded
 
 KEPT = 64
 """Registers of a thread, of 255, for operands that several contractions take."""
+
+Known = Callable[[Any, Any], masks.Domain | None]
+"""What is known of the masks at (row, column)."""
 
 
 class Nests(Loading):
@@ -121,7 +125,7 @@ class Nests(Loading):
         """
         wanted: dict[Any, int] = {}
         sizes: dict[Any, int] = {}
-        nodes = self.program.steps if self.kernel.walked is not None else []
+        nodes = self.program.steps if self.kernel.walked is not None and not self.program.outside else []
         for node in [n for n in nodes if n.operands is not None and self._on_tensor_cores(n)]:
             assert node.layout is not None
             for k in range(2):
@@ -152,13 +156,63 @@ class Nests(Loading):
         """Every element of a tile in registers; padding becomes 0, or stays so."""
         layout = node.layout
         assert layout is not None
-        with self._over(layout) as (at, row, column):
-            register = layout.register(at)
-            guard = self._guard(layout, node.extents, row, column)
-            if guard is not None and clear:
-                T.buffer_store(target, tirx.const(0, str(target.dtype)), [register])
-            with self._if(guard):
-                T.buffer_store(target, value(self._values(node, [row, column], at), at), [register])
+
+        def segment(blocks: tuple[int, int] | None, known: Known) -> None:
+            with self._over(layout, blocks=blocks) as (at, row, column):
+                register = layout.register(at)
+                guard = self._guard(layout, node.extents, row, column)
+                if guard is not None and clear:
+                    T.buffer_store(target, tirx.const(0, str(target.dtype)), [register])
+                with self._if(guard):
+                    values = self._values(node, [row, column], at)
+                    values.domain = known(row, column)
+                    T.buffer_store(target, value(values, at), [register])
+
+        self._segments(node, segment)
+
+    def _segments(self, node: Node, emit: Callable[[tuple[int, int] | None, Known], None]) -> None:
+        """Emit a nest over a tile segment by segment (see `tilegen.plan.gpu.masks`): ``emit(blocks, what is known there)``."""
+        layout = node.layout
+        assert layout is not None
+        row, column = tirx.Var("row", "int32"), tirx.Var("column", "int32")
+        asked = self._choices(node, row, column) if layout.tensor and node.cut is None else []
+        if not asked:
+            emit(None, lambda *_: None)
+            return
+        for first, end in masks.segments(layout, masks.comparisons(asked), row, column):
+            domain = masks.Domain(layout, row, column, first, end)
+            assumed, worst = domain.assumptions(asked)
+
+            def known(r: Any, c: Any, assumed: Sequence[Any] = (), blocks: tuple[int, int] = (first, end)) -> masks.Domain:
+                return masks.Domain(layout, r, c, *blocks, [substitute(a, {row: r, column: c}) for a in assumed])
+
+            if not assumed:
+                emit((first, end), known)
+                continue
+            with T.If(conjunction(worst)):
+                with T.Then():
+                    emit((first, end), partial(known, assumed=assumed))
+                with T.Else():
+                    emit((first, end), known)
+
+    def _choices(self, node: Node, row: Any, column: Any) -> list[Any]:
+        """The conditions of the choices in a stage, and in all that is computed where it is read, at (row, column) of this tile."""
+        tensor = node.tensor
+        axes = [*stages.axes(tensor), *[a.var for a in (stages.reduce_axes(tensor) if node.way == "rowstat" else [])]]
+        if stages.kind(tensor) == "scan" or len(axes) != self.rank + 2:
+            return []
+        found: list[Any] = []
+        seen = {tensor}
+        stack = [substitute(stages.body(tensor), dict(zip(axes, [*self.outer, row, column], strict=True)))]
+        while stack:
+            expr = stack.pop()
+            found += [call.args[0] for call in find(expr, lambda e: call_name(e) == "if_then_else")]
+            for load in find(expr, is_load):
+                read, at = load_tensor(load), load_indices(load)
+                if stages.kind(read) == "map" and not (read in self.memory or read in self.program.held or read in seen):
+                    seen.add(read)
+                    stack.append(substitute(stages.body(read), dict(zip(stages.axes(read), at, strict=True))))
+        return found
 
     def _row_map(self, node: Node) -> None:
         layout = node.layout
@@ -186,12 +240,17 @@ class Nests(Loading):
         with T.unroll(0, layout.row_size) as r:
             T.buffer_store(target, start, [r])
         extents = [node.extents[0], layout.columns]
-        with self._over(layout) as (at, row, column):
-            register = layout.row_register(at)
-            with self._if(self._guard(layout, extents, row, column)):
-                values = self._values(node, [row, column], at)
-                *values.point, column = values.point
-                T.buffer_store(target, values.reduce_value(node.tensor, [column], target[(register,)]), [register])
+
+        def segment(blocks: tuple[int, int] | None, known: Known) -> None:
+            with self._over(layout, blocks=blocks) as (at, row, column):
+                register = layout.row_register(at)
+                with self._if(self._guard(layout, extents, row, column)):
+                    values = self._values(node, [row, column], at)
+                    values.domain = known(row, column)
+                    *values.point, column = values.point
+                    T.buffer_store(target, values.reduce_value(node.tensor, [column], target[(register,)]), [register])
+
+        self._segments(node, segment)
         for mask in layout.row_lanes:
             with T.unroll(0, layout.row_size) as r:
                 other = T.tvm_warp_shuffle_xor(tirx.const(0xFFFFFFFF, "uint32"), target[(r,)], mask, WARP, WARP)

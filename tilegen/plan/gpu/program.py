@@ -12,6 +12,7 @@ a `Layout`), in shared memory, or both; which, follows from where they are read:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import call_name, const_int, is_load, load_tensor, prim
 from tilegen.plan import stages
+from tilegen.plan.gpu import band
 from tilegen.plan.gpu.holding import Holding, Node, Operand, Read
 from tilegen.plan.gpu.layout import PAD, layout
 from tilegen.plan.tiles import TileKernel
@@ -57,7 +59,9 @@ class Program(Holding):
             for node in self.steps:
                 self._way(node)
         self._fuse()
+        self._turn()
         self.precise = self._precise()
+        self.outside = band.narrow(self) if narrow is not None else {}
         self.held = {tensor: Held(node) for tensor, node in self.nodes.items()}
         self._home()
 
@@ -185,12 +189,64 @@ class Program(Holding):
         for node in [n for n in self.steps if n.role == "state" and n.way == "fragment"]:
             spec, x = scan_spec(node.tensor.op), scan_inputs(node.tensor.op)["x"]
             product = self.nodes.get(x)
-            if spec.kind != "sum" or not spec.exclusive or product is None or product.way != "contract" or readers[x] != [node]:
+            if spec.kind != "sum" or product is None or product.way != "contract" or readers[x] != [node]:
                 continue
             node.operands, product.role = product.operands, "fused"
             self.steps.remove(product)
         for k, node in enumerate(self.steps):
             node.position = k
+
+    def _turn(self) -> None:
+        """A tile that contractions over its first axis take as their left operand is computed with that axis along the columns.
+
+        Its registers are then those of the operand, as `in_registers` wants them.
+        """
+        if self.narrow is None:
+            return
+        done: set[Node] = set()
+        for first in [n for n in self.steps if n.way == "contract" and n.operands is not None]:
+            tile = self._tile_of(first)
+            turned = [self._as_left(node, reader) for node in tile for reader in self.steps if reader not in tile and self._reads(reader, node)]
+            if first in done or not turned or not all(turned):
+                continue
+            rows, columns = first.extents
+            across = layout(columns, rows, self.warps, True)
+            for node in tile:
+                node.layout = dataclasses.replace(across, turned=True)
+                if node.operands is not None:
+                    node.operands = (node.operands[1], node.operands[0])
+                done.add(node)
+
+    def _tile_of(self, first: Node) -> set[Node]:
+        """The contraction and what is computed element by element from it and others alike, all in one layout."""
+        found, stack = {first}, [first]
+        while stack:
+            node = stack.pop()
+            for other in self.steps:
+                joined = (other.way == "fragment" and self._reads(other, node)) or (node.way == "fragment" and self._reads(node, other))
+                if joined and other.way in ("fragment", "contract") and other not in found and self._at_its_place(node, other):
+                    found.add(other)
+                    stack.append(other)
+        return found
+
+    def _at_its_place(self, one: Node, other: Node) -> bool:
+        """Whether a tile reads another element by element."""
+        reads = [(a, r) for a, b in ((one, other), (other, one)) for r in a.reads if r.source is b.tensor and a.way == "fragment"]
+        return bool(reads) and all(_is(r.at, tuple(a.own)) for a, r in reads)
+
+    def _reads(self, reader: Node, node: Node) -> bool:
+        return any(r.source is node.tensor for r in reader.reads) or any(o.source is node.tensor for o in reader.operands or ())
+
+    def _as_left(self, node: Node, reader: Node) -> bool:
+        """Whether `reader` reads a tile as a left operand that is turned, with whole rows in each warp, and no other way."""
+        if node.role not in ("reduce", "map") or reader.way != "contract" or reader.operands is None or reader.layout is None:
+            return False
+        left, right = reader.operands
+        rows = layout(node.extents[1], node.extents[0], self.warps, True)
+        return (
+            left.source is node.tensor and left.turned and right.source is not node.tensor
+            and reader.layout.across == 1 and rows.across == 1 and reader.layout.like_rows(rows)
+        )  # fmt: skip
 
     def _precise(self) -> set[Node]:
         """The contractions that a result in a wide dtype comes from, if an operand would lose something in the narrow one."""
@@ -256,11 +312,11 @@ class Program(Holding):
     def in_registers(self, node: Node, side: Operand) -> bool:
         """Whether the left operand of a contraction can be taken from registers as it is."""
         source = self.nodes[side.source]
-        if self.narrow is None or node in self.precise or side.turned or source.way not in ("fragment", "contract") or source.role == "state":
+        if self.narrow is None or node in self.precise or source.way not in ("fragment", "contract") or source.role == "state":
             return False
-        mine = node.layout
-        assert mine is not None and source.layout is not None
-        return mine.tensor and mine.across == 1 and source.layout.across == 1 and mine.same_rows(source.layout)
+        mine, its = node.layout, source.layout
+        assert mine is not None and its is not None
+        return mine.tensor and side.turned == its.turned and mine.across == 1 and its.across == 1 and mine.like_rows(its)
 
     def reads_registers(self, node: Node, read: Read) -> bool:
         """Whether a read finds the element in its own thread's registers."""
