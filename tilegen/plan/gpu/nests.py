@@ -160,11 +160,11 @@ class Nests(Loading):
         def segment(blocks: tuple[int, int] | None, known: Known) -> None:
             with self._over(layout, blocks=blocks) as (at, row, column):
                 register = layout.register(at)
-                guard = self._guard(layout, node.extents, row, column)
+                guard = self._guard(layout, layout.point(*node.extents), row, column)
                 if guard is not None and clear:
                     T.buffer_store(target, tirx.const(0, str(target.dtype)), [register])
                 with self._if(guard):
-                    values = self._values(node, [row, column], at)
+                    values = self._values(node, layout.point(row, column), at)
                     values.domain = known(row, column)
                     T.buffer_store(target, value(values, at), [register])
 
@@ -175,7 +175,7 @@ class Nests(Loading):
         layout = node.layout
         assert layout is not None
         row, column = tirx.Var("row", "int32"), tirx.Var("column", "int32")
-        asked = self._choices(node, row, column) if layout.tensor and node.cut is None else []
+        asked = self._choices(node, *layout.point(row, column)) if layout.tensor and node.cut is None else []
         if not asked:
             emit(None, lambda *_: None)
             return
