@@ -157,4 +157,27 @@ class WalkPlain:
         }
 
 
-RULES = [Walk(), WalkStrip(), WalkPlain()]
+class Retrace:
+    """Walks there and back: all groups of a span between two marks at once."""
+
+    name = "cuda.retrace"
+    version = 1
+
+    def fits(self, kernel: Any) -> bool:
+        """Kernels of the pattern."""
+        return bool(kernel.pattern == "retrace")
+
+    def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
+        """Two channels a thread, and the steps that make 256 threads of a block."""
+        across = decide("channels", CHANNELS, spread(kernel, gpu))
+        wide = decide("width", WIDTHS, min(width(kernel, 2), across))
+        usual = max(u for u in STEPS if u == 1 or kernel.marks.every // u * across >= THREADS * wide)
+        return {
+            "channels": across,
+            "width": wide,
+            "steps": decide("steps", STEPS, usual),
+            "ahead": decide("ahead", AHEAD, 1),
+        }
+
+
+RULES = [Walk(), WalkStrip(), WalkPlain(), Retrace()]

@@ -23,11 +23,15 @@ from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan.plan import FunctionPlan, plan, shape_text  # noqa: E402
 
 
-def functions_of(instance: Instance, wanted: tuple[str, ...]) -> dict[str, tuple[Instance, FunctionPlan]]:
-    """The planned functions of a bundle, by name."""
+def functions_of(instance: Instance, wanted: tuple[str, ...], kind: str = "llvm") -> dict[str, tuple[Instance, FunctionPlan]]:
+    """The planned functions of a bundle for a target of a kind, by name."""
     found: dict[str, tuple[Instance, FunctionPlan]] = {}
-    both = plan(instance, backward="backward" in wanted)
-    found |= {name: (instance, function) for name, function in both.functions.items() if name in wanted}
+    both = plan(instance, backward="backward" in wanted).functions
+    if kind == "cuda":
+        from tilegen.plan.gpu.retrace import retraced
+
+        both = retraced(both)
+    found |= {name: (instance, function) for name, function in both.items() if name in wanted}
     step = instance.step_instance() if "step" in wanted else None
     if step is not None:
         found["step"] = (step, plan(step, backward=False).functions["forward"])
@@ -47,7 +51,7 @@ def scheduled_parts(instance: Instance, functions: tuple[str, ...], target: Buil
     """Plan and schedule `functions` of `instance`."""
     target.check(instance.dtype)
     parts, entries, provenance = {}, {}, []
-    for name, (owner, function) in functions_of(instance, functions).items():
+    for name, (owner, function) in functions_of(instance, functions, target.kind).items():
         scheduled = schedule(owner, function, target)
         symbol = f"tilegen_{name}"
         parts[symbol] = scheduled.mod["main"].with_attr("global_symbol", symbol)

@@ -14,6 +14,20 @@ from tilegen.plan import stages
 Pattern = Literal["walk", "map", "reduce", "tile", "scatter"]
 
 
+@dataclass(frozen=True)
+class Marks:
+    """States of a walk that are written now and then, for a walk back that computes what lies between anew.
+
+    Parameters
+    ----------
+    tensor : [scans, *domain with the number of marks in place of the walked extent].
+    every : steps from one mark to the next; the first holds the states before the first step.
+    """
+
+    tensor: te.Tensor
+    every: int
+
+
 @dataclass
 class Kernel:
     """One loop nest.
@@ -31,6 +45,7 @@ class Kernel:
     emits : stages written at every point; finals : stages of shape `space` written after a walk or reduction.
     latches : stages of a walk whose value at the last step a final stage reads.
     loads : what is read from memory, known once the plan is complete.
+    marks : where a walk leaves its states for a later one.
     """
 
     pattern: Pattern
@@ -45,6 +60,7 @@ class Kernel:
     directed: bool = False
     name: str = ""
     loads: list[te.Tensor] = field(default_factory=list)
+    marks: Marks | None = None
 
     def domain(self) -> list[Any]:
         """The extents of a stage that has one element at every point of this kernel."""

@@ -14,7 +14,7 @@ after every step that exists.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,8 +28,9 @@ from tilegen.plan.evaluate import Evaluator, MathRule, combine
 from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
 from tilegen.plan.gpu.lanes import neighbours, registers
 from tilegen.plan.gpu.reduce import Reduction
+from tilegen.plan.gpu.toeplitz import Toeplitz
 from tilegen.plan.gpu.walk_ending import Ending
-from tilegen.plan.gpu.walk_exchange import Exchange, Shape
+from tilegen.plan.gpu.walk_exchange import Exchange, Marker, Shape, exchanges
 from tilegen.plan.gpu.walk_reads import Held, Place, Reads, Recorder, Window, load, row_stride, rows
 from tilegen.plan.gpu.walk_strata import Stratum, closure, decay_of, reductions_of, scans_of, strata
 from tilegen.plan.gpu.walk_values import Step, neutral
@@ -45,15 +46,26 @@ LATE, WHOLE = 1, 2
 
 def lower_walk(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
     """Launch a walk; decisions: channels, width, steps, groups, and how far `ahead` the next round is loaded; or those
-    of a reduction."""
-    if "strip" in decisions:
+    of a convolution or reduction."""
+    if "span" in decisions:
+        Toeplitz(kernel, buffers, decisions, gpu, math).emit()
+    elif "strip" in decisions:
         Reduction(kernel, buffers, decisions, math).emit()
     else:
         Walk(kernel, buffers, decisions, gpu, math).emit()
 
 
 class Walk(Ending):
-    """One walk being emitted."""
+    """One walk being emitted.
+
+    Parameters
+    ----------
+    falling : whether the steps of a round are taken from the last one to the first, as in a walk that retraces another one.
+    silent : what reads as zero behind the end.
+    """
+
+    falling = False
+    silent: Collection[te.Tensor] = ()
 
     def __init__(self, kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule):
         shape = Shape(decisions["groups"], decisions["channels"], decisions["width"], decisions["steps"])
@@ -61,22 +73,26 @@ class Walk(Ending):
         self.ahead = decisions["ahead"]
         self.strata = strata(kernel, self.ready)
         self.scans, self.reductions = scans_of(kernel), reductions_of(kernel)
-        self.exchanges = [Exchange(stratum, self.shape) for stratum in self.strata] if self.shape.groups > 1 else []
-        self.reads = self._reads()
+        self.exchanges = exchanges(self.strata, self.shape, self.falling) if self.shape.groups > 1 else []
+        self.reads = Reads(self.lane, self.shape.width, self.backwards)
+        self._find_reads()
 
     # ---------------------------------------------------------------- what is read
 
-    def _reads(self) -> Reads:
+    def _recorder(self, place: Place) -> Recorder:
+        return Recorder(self.buffers, self.reads, place)
+
+    def _memory(self, place: Place, at: Any, lane: Any) -> Held:
+        return Held(self.buffers, self.reads, place, at, lane)
+
+    def _find_reads(self) -> None:
         """Windows of everything that the walk reads, found by evaluating one step on the side."""
         kernel = self.kernel
-        reads = Reads(self.lane, self.shape.width, kernel.reverse)
         with IRBuilder(), T.prim_func(s_tir=False):
             T.func_name("reads")
             point = [tirx.Var(f"p{k}", "int32") for k in range(len(kernel.space))]
             at = tirx.Var("t", "int32")
-            values = Step(
-                kernel, Recorder(self.buffers, reads, Place(point, kernel.space, at, kernel.extent)), self.math, point, at, {}
-            )
+            values = Step(kernel, self._recorder(Place(point, kernel.space, at, kernel.extent)), self.math, point, at, {})
             for scan in self.scans:
                 values.hold(scan, tirx.Var(scan.op.name, str(scan.dtype)))
             for scan in self.scans:
@@ -90,7 +106,6 @@ class Walk(Ending):
                 T.evaluate(values.at_point(tensor))
             for anchor in self.reductions:
                 T.evaluate(values.added(anchor, neutral(anchor), tirx.const(True, "bool")))
-        return reads
 
     # ---------------------------------------------------------------- emission
 
@@ -112,22 +127,29 @@ class Walk(Ending):
             with T.serial(0, rounds) as turn:
                 start = name("start", T.Bind(turn * shape.span + first))
                 if self.ahead:
-                    for window in moving:
-                        slots = shape.steps + window.high - window.low
-                        with T.unroll(0, slots) as slot, T.unroll(0, window.width) as lane:
-                            T.buffer_store(window.now, window.ahead[slot, lane], [slot, lane])
+                    self._take_up(moving)
                 else:
                     self._load(moving, start, [window.now for window in moving])
                 if self.ahead == WHOLE:
                     self._load(moving, start + shape.span, [window.ahead for window in moving])
+                if self.kernel.marks is not None and shape.groups == 1:
+                    self._mark_all(turn)
                 for exchange in self.exchanges:
-                    self._resolve(exchange, start)
+                    self._resolve(exchange, start, self._marker(turn))
                 if self.ahead == LATE:
                     self._load(moving, start + shape.span, [window.ahead for window in moving])
                 self._last_pass(start)
             self._finish()
 
+    def _take_up(self, windows: list[Window]) -> None:
+        """Begin a round with what was loaded ahead."""
+        for window in windows:
+            slots = self.shape.steps + window.high - window.low
+            with T.unroll(0, slots) as slot, T.unroll(0, window.width) as lane:
+                T.buffer_store(window.now, window.ahead[slot, lane], [slot, lane])
+
     def _declare(self) -> None:
+        """Registers for everything, and shared memory."""
         shape = self.shape
         for k, window in enumerate(self.reads.windows.values()):
             slots = shape.steps + window.high - window.low if window.moves else 1
@@ -135,15 +157,20 @@ class Walk(Ending):
             window.now = registers(f"read{k}", [slots, window.width], dtype)
             if window.moves and self.ahead:
                 window.ahead = registers(f"next{k}", [slots, window.width], dtype)
+        self._hold()
+        self._shared()
+        for exchange in self.exchanges:
+            exchange.open()
+
+    def _hold(self) -> None:
+        """Registers for states, sums and results."""
+        shape = self.shape
         self.begin = {scan: registers(f"begin{k}", [shape.width], str(scan.dtype)) for k, scan in enumerate(self.scans)}
         self.run = {scan: registers(f"run{k}", [shape.width], str(scan.dtype)) for k, scan in enumerate(self.scans)}
         self.sums = {a: registers(f"sum{k}", [shape.width], str(a.dtype)) for k, a in enumerate(self.reductions)}
         few = len(self.reductions) * shape.width <= MOST_PARTIAL
         self.part = {a: registers(f"part{k}", [shape.width], str(a.dtype)) for k, a in enumerate(self.reductions) if few}
         self.out = {e: registers(f"out{k}", [shape.width], str(e.dtype)) for k, e in enumerate(self.kernel.emits)}
-        self._shared()
-        for exchange in self.exchanges:
-            exchange.open()
 
     # ---------------------------------------------------------------- loads
 
@@ -159,12 +186,17 @@ class Walk(Ending):
                 at = lambda slot, low=window.low: self._time(near(start + (slot + low)))  # noqa: E731
                 slots = steps + window.high - window.low
                 load(window, self.buffers[window.tensor], target, slots, self.places, at, reverse)
+                if reverse is None and window.tensor in self.silent:
+                    with T.unroll(0, slots) as slot, T.unroll(0, window.width) as lane:
+                        exists = start + (slot + window.low) < extent
+                        zero = tirx.const(0, str(window.tensor.dtype))
+                        T.buffer_store(target, tirx.Select(exists, target[slot, lane], zero), [slot, lane])
 
         whole = start + (steps + high) <= extent
         # Said in other words, not as the other branch: nvcc would join the two, and compute all addresses step by step.
         ragged = extent - start < steps + high
         with T.If(tirx.all(start >= -low, whole) if low < 0 else whole), T.Then():
-            fill(lambda step: step, self.kernel.reverse)
+            fill(lambda step: step, self.backwards)
         with T.If(tirx.any(start < -low, ragged) if low < 0 else ragged), T.Then():
             fill(lambda step: tirx.min(tirx.max(step, 0), extent - 1) if low < 0 else tirx.min(step, extent - 1), None)
 
@@ -173,7 +205,8 @@ class Walk(Ending):
     @contextmanager
     def _steps(self, start: Any) -> Iterator[tuple[Any, Any, Any]]:
         """A loop over the steps of a group: (number in the group, number in the walk, index on the walked axis)."""
-        with T.unroll(0, self.shape.steps) as at:
+        with T.unroll(0, self.shape.steps) as turn:
+            at = self.shape.steps - 1 - turn if self.falling else turn
             step = name("step", T.Bind(start + at))
             time = name("time", T.Bind(self._time(step)))
             yield at, step, time
@@ -181,8 +214,7 @@ class Walk(Ending):
     def _values(self, at: Any, time: Any, lane: Any, scans: Sequence[te.Tensor], states: dict[te.Tensor, Any]) -> Step:
         point = self._point(lane)
         place = Place(point, self.kernel.space, time, self.kernel.extent)
-        memory = Held(self.buffers, self.reads, place, at, lane)
-        values = Step(self.kernel, memory, self.math, point, time, {})
+        values = Step(self.kernel, self._memory(place, at, lane), self.math, point, time, {})
         for scan in scans:
             values.hold(scan, states[scan][lane])
         return values
@@ -245,7 +277,15 @@ class Walk(Ending):
                 T.buffer_store(buffer, product, [lane])
         self._hand_over(exchange, steady, lambda scan, lane: power[scan][lane], "factor")
 
-    def _resolve(self, exchange: Exchange, start: Any) -> None:
+    def _mark_all(self, turn: Any) -> None:
+        """The states of a thread that walks alone."""
+        mark = self._marker(turn)
+        assert mark is not None
+        with T.unroll(0, self.shape.width) as lane:
+            for number, scan in enumerate(scan for stratum in self.strata for scan in stratum.scans):
+                mark(number, 0, self.tx * self.shape.width + lane, self.run[scan][lane])
+
+    def _resolve(self, exchange: Exchange, start: Any, mark: Marker | None = None) -> None:
         """Sum up a stratum over the thread's group, exchange, and take up the state in which the group starts."""
         stratum, width = exchange.stratum, self.shape.width
         passed = [registers(f"pass{k}", [width], section.dtype) for k, section in enumerate(exchange.decays())]
@@ -266,7 +306,7 @@ class Walk(Ending):
             for buffer, value in stores:
                 T.buffer_store(buffer, value, [lane])
         self._give(exchange, stratum, passed)
-        exchange.run(self.thread, self.rows)
+        exchange.run(self.thread, self.rows, mark)
         for scan in stratum.scans:
             with neighbours(width) as lane:
                 T.buffer_store(self.begin[scan], self.rows[str(scan.dtype)][exchange.row_of(scan), self._cell(lane)], [lane])
@@ -297,33 +337,44 @@ class Walk(Ending):
             exists = T.Bind(step < kernel.extent)
             with T.unroll(0, width) as lane:
                 values = self._values(at, time, lane, needed, self.run)
-                stores = [(self.run[scan], values.advance(scan)) for scan in needed]
-                stores += [(buffer, values.at_point(e)) for e, buffer in self.out.items()]
-                stores += [(buffer, values.added(a, buffer[lane], exists)) for a, buffer in part.items()]
+                stores = [(self.run[scan], values.advance(scan), [lane]) for scan in needed]
+                stores += [(buffer, values.at_point(e), self._slot(e, at, lane)) for e, buffer in self.out.items()]
+                stores += [(buffer, values.added(a, buffer[lane], exists), [lane]) for a, buffer in part.items()]
                 latches = [(tensor, values.at_point(tensor).astype(self.kept[tensor])) for tensor in kernel.latches]
-                for buffer, value in stores:
-                    T.buffer_store(buffer, value, [lane])
+                for buffer, value, place in stores:
+                    T.buffer_store(buffer, value, place)
                 if ends:
                     with T.If(step == kernel.extent - 1), T.Then():
                         for tensor, value in [*((scan, self.run[scan][lane]) for scan in ends if scan in self.run), *latches]:
                             self._keep(tensor, value, lane)
-            if self.out:
+            if written := self._written():
                 with T.If(exists if self.fits is None else tirx.all(exists, self.fits)), T.Then():
-                    for emitted, buffer in self.out.items():
-                        self._write(emitted, buffer, near.get(emitted), at, time)
-
+                    for emitted in written:
+                        self._write(emitted, self.out[emitted], near.get(emitted), at, time)
+        self._behind(start, needed)
         for anchor, buffer in self.part.items():
             with T.unroll(0, width) as lane:
                 joined = combine(stages.reduction(anchor), self.sums[anchor][lane], buffer[lane])
                 T.buffer_store(self.sums[anchor], joined, [lane])
 
+    def _slot(self, emitted: te.Tensor, at: Any, lane: Any) -> list[Any]:
+        """Where a result of one step is put."""
+        return [lane]
+
+    def _written(self) -> list[te.Tensor]:
+        """The results of every step that go to memory."""
+        return list(self.out)
+
+    def _behind(self, start: Any, scans: Sequence[te.Tensor]) -> None:
+        """What the last pass over a group does after its last step."""
+
     def _near(self, start: Any) -> dict[te.Tensor, tuple[Any, int]]:
         """For every result that has neighbouring channels next to each other: its rows from this group on, and their distance."""
         if self.lane is None or self.kernel.position > self.lane:
             return {}
-        first = self._time(start + (self.shape.steps - 1) if self.kernel.reverse else start)
+        first = self._time(start + (self.shape.steps - 1) if self.backwards else start)
         found = {}
-        for emitted in self.out:
+        for emitted in self._written():
             stride = row_stride(emitted, self.kernel.position)
             if stride is not None:
                 found[emitted] = rows(self.buffers[emitted], self._full(self.places, first)), stride
@@ -332,7 +383,7 @@ class Walk(Ending):
     def _write(self, emitted: te.Tensor, buffer: Any, near: tuple[Any, int] | None, at: Any, time: Any) -> None:
         width = self.shape.width
         if near is not None:
-            row = self.shape.steps - 1 - at if self.kernel.reverse else at
+            row = self.shape.steps - 1 - at if self.backwards else at
             with neighbours(width) as lane:
                 T.buffer_store(near[0], buffer[lane], [row * near[1] + lane])
             return

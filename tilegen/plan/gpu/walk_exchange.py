@@ -25,6 +25,10 @@ BATCH = 8
 """Groups whose sums a scanning thread reads ahead of combining them."""
 
 
+Marker = Callable[[Any, Any, Any, Any], None]
+"""Told of every state before a group, where it is known: (number of its scan, group, channel of the block, value)."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """How threads share a tile: `groups` of consecutive steps, `channels`, of which a thread owns `width`."""
@@ -64,7 +68,9 @@ class Section:
     row : of the first scan's sums in shared memory; the others follow.
     decay_row : of what the groups pass on, where it differs from group to group.
     offset : the first of the threads that scan.
+    number : of the first scan among all scans of the walk, stratum by stratum.
     carry, factor : registers of a scanning thread: its states, and what a group passes on where that never changes.
+    ahead : its states in the next round, where they are loaded.
     """
 
     scans: list[te.Tensor]
@@ -72,8 +78,10 @@ class Section:
     row: int
     decay_row: int | None = None
     offset: int = 0
+    number: int = 0
     carry: Any = None
     factor: Any = None
+    ahead: Any = None
 
     @property
     def dtype(self) -> str:
@@ -83,21 +91,23 @@ class Section:
 
 @dataclass
 class Exchange:
-    """The scans over groups of one stratum."""
+    """The scans over groups of one stratum; `falling`: from the last group to the first.  `number` is that of its first scan."""
 
     stratum: Stratum
     shape: Shape
+    falling: bool = False
+    number: int = 0
     sections: list[Section] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Lay out rows in shared memory, and threads."""
         kind: Any = None
-        for scan in self.stratum.scans:
+        for number, scan in enumerate(self.stratum.scans, self.number):
             decay, dtype = decay_of(scan), str(scan.dtype)
             mine = (scan_spec(scan.op).kind, dtype, "steady" if decay is not None and decay.steady else decay)
             if mine != kind:
-                self.sections.append(Section([], decay, 0))
+                self.sections.append(Section([], decay, 0, number=number))
                 kind = mine
             self.sections[-1].scans.append(scan)
         taken = 0
@@ -155,17 +165,17 @@ class Exchange:
                 with self._column(section, turn, thread) as (row, channel):
                     body(section, turn, row, channel)
 
-    def run(self, thread: Any, sums: dict[str, Any]) -> None:
+    def run(self, thread: Any, sums: dict[str, Any], mark: Marker | None = None) -> None:
         """Replace the groups' sums by the states in which they start."""
         barrier()
         self.each(
             thread,
             self.sections,
-            lambda section, turn, row, channel: self._scan(section, turn, row, channel, sums[section.dtype]),
+            lambda section, turn, row, channel: self._scan(section, turn, row, channel, sums[section.dtype], mark),
         )
         barrier()
 
-    def _scan(self, section: Section, turn: int, row: Any, channel: Any, sums: Any) -> None:
+    def _scan(self, section: Section, turn: int, row: Any, channel: Any, sums: Any, mark: Marker | None) -> None:
         """One column, group after group."""
         shape, scan = self.shape, section.scans[0]
         batch = min(BATCH, shape.groups)
@@ -175,12 +185,28 @@ class Exchange:
         T.buffer_store(state, section.carry[turn], [0])
         with T.unroll(0, shape.groups // batch) as part:
             with T.unroll(0, batch) as k:
-                at = (part * batch + k) * shape.channels + channel
+                at = self._group(part * batch + k) * shape.channels + channel
                 T.buffer_store(local, sums[row, at], [k])
                 if passed is not None:
                     T.buffer_store(passed, sums[section.decay_row, at], [k])
             with T.unroll(0, batch) as k:
                 factor = passed[k] if passed is not None else section.factor[turn] if section.factor is not None else None
-                T.buffer_store(sums, state[0], [row, (part * batch + k) * shape.channels + channel])
+                group = self._group(part * batch + k)
+                T.buffer_store(sums, state[0], [row, group * shape.channels + channel])
+                if mark is not None:
+                    mark(section.number + (row - section.row), group, channel, state[0])
                 T.buffer_store(state, resumed(scan, state[0], local[k], factor), [0])
         T.buffer_store(section.carry, state[0], [turn])
+
+    def _group(self, turn: Any) -> Any:
+        return self.shape.groups - 1 - turn if self.falling else turn
+
+
+def exchanges(strata: Sequence[Stratum], shape: Shape, falling: bool = False) -> list[Exchange]:
+    """The exchanges of all strata, lowest first."""
+    found: list[Exchange] = []
+    number = 0
+    for stratum in strata:
+        found.append(Exchange(stratum, shape, falling, number))
+        number += len(stratum.scans)
+    return found

@@ -13,7 +13,7 @@ from tilegen.expression.walkers import const_int
 from tilegen.plan.evaluate import MathRule
 from tilegen.plan.gpu.func import Buffers, name
 from tilegen.plan.gpu.lanes import product, unravel
-from tilegen.plan.gpu.walk_exchange import Shape
+from tilegen.plan.gpu.walk_exchange import Marker, Shape
 from tilegen.plan.kernel import Kernel
 from tilegen.schedules.rule import Gpu
 
@@ -38,6 +38,7 @@ class Placed:
         self.kernel, self.buffers, self.shape, self.gpu, self.math = kernel, buffers, shape, gpu, math
         self.ready = {tensor for tensor in buffers if tensor not in set(kernel.writes())}
         self.lane = len(kernel.space) - 1 if lane_extent(kernel) is not None else None
+        self.backwards = kernel.reverse
         self._check()
 
     def _check(self) -> None:
@@ -74,7 +75,8 @@ class Placed:
         self.places = list(self.lead)
         if self.lane is None:
             return
-        first = tirx.floormod(block, tiles) * shape.channels + self.tx * shape.width
+        self.tile = tirx.floormod(block, tiles) * shape.channels
+        first = self.tile + self.tx * shape.width
         extent = lane_extent(self.kernel)
         assert extent is not None
         if extent % shape.channels:
@@ -91,11 +93,37 @@ class Placed:
 
     def _time(self, step: Any) -> Any:
         """The index of a step on the walked axis."""
-        return self.kernel.extent - 1 - step if self.kernel.reverse else step
+        return self.kernel.extent - 1 - step if self.backwards else step
 
     def _full(self, point: Sequence[Any], time: Any) -> list[Any]:
         at = self.kernel.position
         return [*point[:at], time, *point[at:]]
+
+    def _marker(self, turn: Any) -> Marker | None:
+        """Writes states at the marks of a round: ``mark(number of the scan, group before which it holds, channel of the block, value)``."""
+        marks = self.kernel.marks
+        if marks is None:
+            return None
+
+        def mark(number: Any, group: Any, channel: Any, value: Any) -> None:
+            at, extent = turn * self.shape.span + group * self.shape.steps, lane_extent(self.kernel)
+            conditions = [at < self.kernel.extent]
+            if marks.every > self.shape.steps:
+                conditions.append(tirx.floormod(at, marks.every) == 0)
+            if extent is not None and extent % self.shape.channels:
+                conditions.append(self.tile + channel < extent)
+            with T.If(tirx.all(*conditions)), T.Then():
+                T.buffer_store(self.buffers[marks.tensor], value, self._at_mark(number, at, channel))
+
+        return mark
+
+    def _at_mark(self, number: Any, step: Any, channel: Any) -> list[Any]:
+        """The element of the marks of a scan before a step."""
+        marks, point = self.kernel.marks, [*self.lead]
+        assert marks is not None
+        if self.lane is not None:
+            point.append(self.tile + channel)
+        return [number, *self._full(point, tirx.floordiv(step, marks.every))]
 
     def _cell(self, lane: Any) -> Any:
         """This thread's element in a row of sums."""
