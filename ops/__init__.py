@@ -39,6 +39,7 @@ from tilegen.ops.local_attention.op import (
     local_attention_init_state,
     local_attention_step,
 )
+from tilegen.ops.packed_linear.op import packed_linear
 from tilegen.ops.short_long_conv.op import merge_branches, short_long_conv, two_sided_kernel
 from tilegen.ops.short_long_conv.step import ShortLongConvState, short_long_conv_init_state, short_long_conv_step
 
@@ -72,6 +73,7 @@ __all__ = [
     "local_attention_init_state",
     "local_attention_step",
     "merge_branches",
+    "packed_linear",
     "short_long_conv",
     "short_long_conv_init_state",
     "short_long_conv_step",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import tirx
+
+from tilegen.expression.walkers import const_int
 from tilegen.schedules.rule import Decide, Gpu
 
 WARPS = (1, 2, 4, 8)
@@ -26,8 +29,10 @@ class Tile:
         """Warps of a block; parts of the results; whether a walk fetches ahead.
 
         A walk has a block for every sequence and head, which rarely fill the card: they share out their results, and take
-        more warps to hide what one step waits for.
+        more warps to hide what one step waits for.  Where tiles of the sequence are blocks too there are enough of them.
         """
+        side_by_side = [n for k, n in enumerate(kernel.space) if k != kernel.walked and const_int(n) is None]
+        few = kernel.walked is not None and all(isinstance(n, tirx.Var) for n in side_by_side)
         walks = kernel.walked is not None
         usual = 8 if walks else 4
         made = {"warps": decide("warps", WARPS, usual)}
@@ -35,7 +40,7 @@ class Tile:
         possible = [n for n in PARTS if extent % (16 * n) == 0] or [1]
         parts = [n for n in possible if kernel.shared_bytes(gpu, usual, n) <= gpu.shared_bytes] or possible
         fair = [n for n in parts if extent // n >= (NARROWEST if extent <= 2 * NARROWEST else 2 * NARROWEST)] or [min(parts)]
-        made["parts"] = decide("parts", parts, max(fair) if walks else min(parts))
+        made["parts"] = decide("parts", parts, max(fair) if few else min(parts))
         if walks:
             made["prefetch"] = decide("prefetch", (0, 1), 1)
         return made

@@ -28,6 +28,7 @@ from tilegen.expression.walkers import conjunction, const_int, substitute
 from tilegen.plan import stages
 from tilegen.plan.evaluate import MathRule, identity
 from tilegen.plan.frames import outer_rank
+from tilegen.plan.idle import busy
 from tilegen.plan.scope import scope
 from tilegen.plan.sums import emit_row_sum, is_row_sum
 from tilegen.plan.tile_values import Oriented, State, TileEvaluator
@@ -69,23 +70,35 @@ class TileEmitter:
             if kernel.walked is not None:
                 step = stack.enter_context(T.serial(0, kernel.extent))
                 at[kernel.walked] = kernel.extent - 1 - step if kernel.reverse else step
-            # A scope of its own for the step: the state that moves on behind it is a write after a read, and primitives need
-            # not reason about quotients of the task number.
-            occupied = self._occupied(at)
-            if occupied is not None:
-                stack.enter_context(T.If(occupied))
-                stack.enter_context(T.Then())
-            with scope(f"{kernel.name}_step"):
-                self._body([T.axis.spatial(n, index) for n, index in zip(kernel.space, at, strict=True)])
-            for scan in kernel.anchors:
-                self._copy(self.after[scan], self.before[scan], self._parallel_at(at), self.inner_of(scan))
+            needed, apart = self._needed(at)
+            with ExitStack() as inside:
+                if needed is not None:
+                    inside.enter_context(T.If(needed))
+                    inside.enter_context(T.Then())
+                # A scope of its own for the step: the state that moves on behind it is a write after a read, and primitives need
+                # not reason about quotients of the task number.
+                with scope(f"{kernel.name}_step"):
+                    self._body(self._axes(at), [] if apart else kernel.emits)
+                for scan in kernel.anchors:
+                    self._copy(self.after[scan], self.before[scan], self._parallel_at(at), self.inner_of(scan))
+            if apart:
+                self.after = self.before
+                with scope(f"{kernel.name}_results"):
+                    axes = self._axes(at)
+                    for tensor in kernel.emits:
+                        self._write(tensor, axes)
 
-    def _occupied(self, at: Sequence[Any]) -> Any:
-        """Whether this tile has elements; None where every tile has work to do."""
-        values, counts = self._values(at, [], sym.Analyzer()), self.kernel.elements(list(at))
-        return tirx.any(*[values.resolved(count) > 0 for count in counts]) if counts else None
+    def _axes(self, at: Sequence[Any]) -> list[Any]:
+        return [T.axis.spatial(n, index) for n, index in zip(self.kernel.space, at, strict=True)]
 
-    def _body(self, at: list[Any]) -> None:
+    def _needed(self, at: list[Any]) -> tuple[Any, bool]:
+        """(the condition under which this step has work to do, or None; whether results are written even where it has none)."""
+        values, counts, adds = self._values(at, [], sym.Analyzer()), self.kernel.elements(at), busy(self.kernel, at)
+        if adds is not None:
+            return values.resolved(adds), True
+        return (tirx.any(*[values.resolved(count) > 0 for count in counts]) if counts else None), False
+
+    def _body(self, at: list[Any], emits: list[te.Tensor]) -> None:
         for scan in self.entered:
             self._enter(scan, at)
         own = {*self.kernel.locals, *self.kernel.anchors}
@@ -96,7 +109,7 @@ class TileEmitter:
                 self._inner_scan(tensor, at)
             else:
                 self._reduce(tensor, at)
-        for tensor in self.kernel.emits:
+        for tensor in emits:
             self._write(tensor, at)
 
     def _position(self, tensor: te.Tensor) -> int:

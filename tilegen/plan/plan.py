@@ -18,6 +18,7 @@ from tilegen.expression.ragged import is_table
 from tilegen.expression.walkers import const_int, topological, variables
 from tilegen.mechanisms import Instance
 from tilegen.plan import stages
+from tilegen.plan.blocks import blocked
 from tilegen.plan.cost import Balance, Cost, kernel_cost, nbytes, sources, total
 from tilegen.plan.emit import prim_func
 from tilegen.plan.evaluate import MathRule
@@ -100,9 +101,11 @@ def plan(instance: Instance, sizes: dict[str, int] | None = None, balance: Balan
     forward = forward_graph(instance, sizes)
     distinct_outputs(forward)
     if not backward:
+        in_blocks(forward)
         return Plan(instance, {"forward": plan_forward(forward, [])})
     back = backward_graph(instance, forward)
     distinct_outputs(back)
+    in_blocks(forward, back)
     best: Plan | None = None
     choices: list[Choice] = []
     room = SAVED_SHARE * sum(nbytes(t) for t in [*forward.inputs.values(), *forward.outputs.values()])
@@ -117,6 +120,13 @@ def plan(instance: Instance, sizes: dict[str, int] | None = None, balance: Balan
             best = Plan(instance, functions, saved, choices, choices[-1])
     assert best is not None
     return best
+
+
+def in_blocks(*graphs: Graph) -> None:
+    """Cut the large contractions of some graphs that share stages into blocks."""
+    changed = iter(blocked([tensor for graph in graphs for tensor in graph.outputs.values()]))
+    for graph in graphs:
+        graph.outputs.update({name: next(changed) for name in graph.outputs})
 
 
 def named_stages(instance: Instance, forward: Graph) -> list[list[te.Tensor]]:

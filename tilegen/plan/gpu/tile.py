@@ -30,6 +30,7 @@ from tilegen.plan.gpu.func import Buffers, Decisions, launch
 from tilegen.plan.gpu.nests import Nests
 from tilegen.plan.gpu.program import Node
 from tilegen.plan.gpu.values import Values, rounded
+from tilegen.plan.idle import busy
 from tilegen.plan.keep import keep
 from tilegen.plan.kernel import Kernel
 from tilegen.plan.tiles import TileKernel
@@ -94,23 +95,36 @@ class TileEmitter(Nests):
         index = lambda step: extent - 1 - step if kernel.reverse else step  # noqa: E731
         if self.prefetch:
             self.outer[walked] = self._let("first", index(tirx.const(0, "int32")), extent)
-            self._fetch(None)
+            self._fetch(self._busy())
         with T.serial(0, extent) as step:
             self.outer[walked] = here = self._let("step", index(step), extent)
             self.arena.turn(step)
-            if not self.prefetch:
-                self._fetch(None)
 
             def ahead() -> None:
                 self.outer[walked] = self._let("next", index(step + 1), extent)
-                self._fetch(step + 1 < extent)
+                self._fetch(conjunction(c for c in (step + 1 < extent, self._busy()) if c is not None))
                 self.outer[walked] = here
 
-            self._body(ahead if self.prefetch else None)
-            self.arena.close()
+            busy = self._busy()
+            with self._if(busy):
+                if not self.prefetch:
+                    self._fetch(None)
+                self._body(ahead if self.prefetch else None, emits=busy is None)
+                if busy is None or not any(v.same_as(step) for v in variables(busy)):
+                    self.arena.close()
+                else:  # between two steps with something to do may be others, without barriers
+                    self.arena.settle()
+            for node in self.program.emits if busy is not None else []:
+                self._either(node)
 
-    def _body(self, ahead: Callable[[], None] | None = None) -> None:
-        self.fragments.held = {}
+    def _busy(self) -> Any:
+        """Whether this step of the walk adds anything to the states; None where every step may."""
+        shared = any((node.tensor, kind) in self.homes for node in self._states() for kind in ("wide", "narrow", "earlier"))
+        found = None if shared else busy(self.kernel, list(self.outer))
+        return None if found is None else self._values_at([], inline=True).resolved(found)
+
+    def _body(self, ahead: Callable[[], None] | None = None, emits: bool = True) -> None:
+        self.fragments.held, self.choice = {}, None
         for node in self._states():
             spec = scan_spec(node.tensor.op)
             if spec.exclusive and spec.reset:
@@ -122,9 +136,14 @@ class TileEmitter(Nests):
             self._load(node)
         if ahead is not None:
             ahead()
+        branch = self.program.branch
+        if branch is not None and branch.flag not in self.program.held:
+            self._choose()
         for node in self.program.steps:
-            if node.role != "load":
-                self._nest(node)
+            if node.role != "load" and (emits or node.role != "emit"):
+                self._either(node)
+            if branch is not None and node.tensor is branch.flag and node.role != "emit":
+                self._choose()
 
     def _nest(self, node: Node) -> None:
         if node.role == "emit":
