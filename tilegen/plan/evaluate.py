@@ -136,7 +136,11 @@ class Evaluator:
         """The element of a reduction at `steps`."""
         mapping = dict(zip(stages.axes(anchor), self.point, strict=True))
         mapping |= {axis.var: step for axis, step in zip(stages.reduce_axes(anchor), steps, strict=True)}
-        return self.math(self._resolve(substitute(stages.body(anchor), mapping)))
+        return self.expression(substitute(stages.body(anchor), mapping))
+
+    def expression(self, expr: Any) -> Any:
+        """The value of an expression whose variables are elements of this kernel's already."""
+        return self.math(self._resolve(expr))
 
     def at_point(self, tensor: te.Tensor) -> Any:
         """The value of a stage with one element for every point (and step)."""

@@ -23,6 +23,7 @@ from tilegen.plan import stages
 from tilegen.plan.evaluate import Evaluator, MathRule, combine
 from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
 from tilegen.plan.gpu.lanes import Element, Vectors, product, registers, unravel
+from tilegen.plan.gpu.toeplitz import Toeplitz
 from tilegen.plan.gpu.walk_values import neutral
 from tilegen.plan.keep import keep
 from tilegen.plan.kernel import Kernel
@@ -36,10 +37,14 @@ LOADS = 4
 
 
 def lower_reduce(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
-    """Launch a reduction; decisions: width and strip (results of a thread), lanes (threads along the last axis), groups (threads of a result)."""
+    """Launch a reduction; decisions: width and strip (results of a thread), lanes (threads along the last axis), groups (threads
+    of a result); or those of a convolution."""
     if kernel.emits:
         raise PlanError(f"kernel '{kernel.name}': a reduction cannot write inside its loops")
-    Reduction(kernel, buffers, decisions, math).emit()
+    if "span" in decisions:
+        Toeplitz(kernel, buffers, decisions, gpu, math).emit()
+    else:
+        Reduction(kernel, buffers, decisions, math).emit()
 
 
 class Reduction:
