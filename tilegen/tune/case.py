@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ class Buffer:
         self.bytes = self._room[start : start + size]
         self.guarded = self._room[start : start + size + GUARD]
         """The data and the guard zone behind them."""
+        self.before, self.after = self._room[start - GUARD : start], self._room[start + size : start + size + GUARD]
+        """The guard zones."""
         self.array: Array = self.bytes.view(dtype).reshape(argument.shape)
 
     def poison(self, round_: int) -> None:
@@ -56,12 +58,16 @@ class Buffer:
 
 @dataclass
 class Case:
-    """Arguments with their values: inputs, and for outputs the float64 reference with its limit."""
+    """Arguments with their values: inputs, and for outputs the float64 reference with its limit.
+
+    `sizes` are the symbolic sizes, for launches whose sizes are computed from them.
+    """
 
     arguments: list[Argument]
     inputs: dict[str, Array]
     references: dict[str, Array]
     limits: dict[str, Limit]
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def buffers(self) -> list[Buffer]:
         """Fresh guarded buffers with the inputs filled in."""
@@ -76,6 +82,7 @@ class Case:
         described = {
             "arguments": [asdict(argument) for argument in self.arguments],
             "limits": {name: asdict(limit) for name, limit in self.limits.items()},
+            "sizes": self.sizes,
         }
         (folder / "case.json").write_text(json.dumps(described))
         for name, array in self.inputs.items():
@@ -94,7 +101,7 @@ class Case:
             elif (folder / f"{a.name}.reference").exists():
                 references[a.name] = np.fromfile(folder / f"{a.name}.reference", np.float64).reshape(a.shape)
         limits = {name: Limit(**limit) for name, limit in described["limits"].items()}
-        return cls(arguments, inputs, references, limits)
+        return cls(arguments, inputs, references, limits, described["sizes"])
 
 
 def normal_inputs(arguments: Sequence[Argument], sizes: Mapping[str, int], seed: int) -> dict[str, Array]:

@@ -23,6 +23,9 @@ from tilegen.tune.records import canonical
 
 OK = "ok"
 
+FREE = ("schedule", "same")
+"""Kinds of outcomes that cost no trial where they are found out while building: nothing was measured."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -99,6 +102,10 @@ class Journal:
         self._write({"trial": trial.number, "decisions": list(trial.decisions), **finite})
         return trial
 
+    def skip(self, decisions: Sequence[int], outcome: Outcome) -> None:
+        """Remember a point that is no trial: it cannot be built, or makes the code of another one."""
+        self._write({"skipped": list(decisions), "kind": outcome.kind, "message": outcome.message})
+
     def rank(self, verdict: dict[str, Any]) -> None:
         """Note that the final ranking of the trials so far is done."""
         self._write({"ranked": len(self.trials), "verdict": verdict})
@@ -132,6 +139,8 @@ class Journal:
             self.trials.append(trial)
             self.known[trial.decisions] = trial.outcome
             self.ranked = None
+        elif "skipped" in line:
+            self.known[tuple(line["skipped"])] = Outcome(line["kind"], message=line["message"])
         elif "ranked" in line:
             self.ranked = line["verdict"]
 

@@ -36,17 +36,30 @@ from tilegen.tune.task import Task
 
 @dataclass(frozen=True)
 class Backend:
-    """Where candidates run: the functions called in measuring processes, and whether building disturbs them."""
+    """Where candidates run: the functions called in measuring and building processes, and whether building disturbs measuring."""
 
     setup: str = "tilegen.tune.measure:setup"
     measure: str = "tilegen.tune.measure:measure"
     rank: str = "tilegen.tune.measure:rank"
     outputs: str = "tilegen.tune.measure:outputs"
     copy_bandwidth: str = "tilegen.tune.measure:copy_bandwidth"
+    build_setup: str = "tilegen.tune.builder:setup"
+    build_torch: bool = False
     overlap: bool = False
 
 
-BACKENDS = {"llvm": Backend()}
+_ON_DEVICE = "tilegen.tune.device.measure"
+_CUDA = Backend(
+    setup=f"{_ON_DEVICE}:setup",
+    measure=f"{_ON_DEVICE}:measure",
+    rank=f"{_ON_DEVICE}:rank",
+    copy_bandwidth=f"{_ON_DEVICE}:copy_bandwidth",
+    build_setup="tilegen.tune.device.build:setup",
+    build_torch=True,  # a building process plans operators itself, whose folders import torch
+    overlap=True,
+)
+
+BACKENDS = {"llvm": Backend(), "cuda": _CUDA}
 """By target kind.  Another device is another module with the same functions and an entry here."""
 
 
@@ -89,7 +102,7 @@ class Workshop:
     ) -> None:
         kind = str(target.kind.name)
         self.target, self.backend, self.limits = target, backend or BACKENDS[kind], limits or Limits()
-        self.builders = Pool(jobs or cores(), ["tilegen.tune.builder:setup"])
+        self.builders = Pool(jobs or cores(), [self.backend.build_setup], hide_torch=not self.backend.build_torch)
         self.meter = Pool(1, [self.backend.setup], environment=environment or {})
         self._folder = tempfile.TemporaryDirectory(prefix="tilegen-tune-")
         self.folder = Path(self._folder.name)

@@ -79,7 +79,7 @@ class Loaded:
     """A compiled candidate with buffers to run it on."""
 
     def __init__(self, library: str, symbol: str, folder: str) -> None:
-        self.case, self.accepted = load_case(folder), accepted(folder)
+        self.folder, self.case, self.accepted = folder, load_case(folder), accepted(folder)
         self.buffers = self.case.buffers()
         self.open(library, symbol)
 

@@ -22,6 +22,7 @@ from tvm.target import Target
 from tilegen.build.scheduled import MATH, record_key
 from tilegen.build.target import BuildTarget
 from tilegen.mechanisms import Instance
+from tilegen.plan.emit import prim_func
 from tilegen.plan.plan import FunctionPlan, Plan, plan
 from tilegen.runtime.tensors import library_of
 from tilegen.schedules.registry import rule_for
@@ -53,7 +54,7 @@ def tasks(instance: Instance, target: BuildTarget, sizes: Mapping[str, int] | No
     for name in FUNCTIONS:
         function = planned.functions[name]
         for position, kernel in enumerate(function.kernels):
-            symbolic = _module(function.kernel_func(kernel, MATH.get(target.kind))[0])
+            symbolic = module_of(function.kernel_func(kernel, MATH.get(target.kind))[0])
             rule = rule_for(View(s_tir.Schedule(symbolic, debug_mask=0), kernel.name, target.machine), target.kind)
             apply = functools.partial(_apply, rule, kernel.name, target.machine)
             if not _decides(apply, symbolic):
@@ -68,7 +69,7 @@ def tasks(instance: Instance, target: BuildTarget, sizes: Mapping[str, int] | No
                     sizes=chosen,
                     ragged=ragged,
                     inputs=functools.partial(exact.inputs, name),
-                    plain=_module(function.kernel_func(kernel, None)[0]),
+                    plain=module_of(function.kernel_func(kernel, None)[0]),
                 )
             )
     return found
@@ -88,7 +89,8 @@ def _decides(apply: Callable[[s_tir.Schedule], None], mod: tvm.IRModule) -> bool
     return any(len(inst.attrs[0]) > 1 for inst in sch.trace.insts if inst.kind.name == "SampleCategorical")
 
 
-def _module(function: Any) -> tvm.IRModule:
+def module_of(function: Any) -> tvm.IRModule:
+    """A function as the module that the tuner's builders take."""
     return tvm.IRModule({SYMBOL: function})
 
 
@@ -96,56 +98,71 @@ class Exact:
     """The plan of an instance in float64, unscheduled, and the values it computes.
 
     In half precision the roundings between stages can cut a function into other kernels than in float64.  Then there is no
-    float64 twin (`float64` is False), and the values are those of the plan itself, unscheduled.
+    float64 twin (`float64` is False), and the values are those of the plan itself, unscheduled; so they are without `exact`.
     """
 
-    def __init__(self, planned: Plan) -> None:
-        found = twin(planned)
+    def __init__(self, planned: Plan, exact: bool = True) -> None:
+        found = twin(planned) if exact else None
         self.planned, self.functions, self.float64 = planned, found or planned.functions, found is not None
-        self._compiled: dict[tuple[str, int | None], Any] = {}
+        self._compiled: dict[tuple[str, int | None, bool], Any] = {}
         self._values: dict[tuple[Any, ...], dict[str, Array]] = {}
 
     def inputs(self, function: str, wanted: Sequence[Argument], sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
         """Values for the inputs among `wanted`, in their dtypes: what the whole function holds in these arguments."""
         values = self.values(function, sizes, seed)
-        return {a.name: values[meaning(a.name)].astype(dtype_of(a.dtype)) for a in wanted if not a.output}
+        return {a.name: values[self.meaning(a.name)].astype(dtype_of(a.dtype)) for a in wanted if not a.output}
 
-    def kernel(self, function: str, position: int, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of one kernel, in float64, under the names of the plan that is tuned."""
-        exact = self._run(function, position, {meaning(name): value for name, value in inputs.items()})
-        return {a.name: exact[meaning(a.name)] for a in self.planned.functions[function].args if meaning(a.name) in exact}
+    def kernel(
+        self, function: str, position: int, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None
+    ) -> dict[str, Array]:
+        """The outputs of one kernel, in float64, under the names of the plan that is tuned.
+
+        `sizes` are needed where the kernel's inputs do not tell them all.
+        """
+        exact = self._run(function, position, {self.meaning(name): value for name, value in inputs.items()}, sizes)
+        args = self.planned.functions[function].args
+        return {a.name: exact[self.meaning(a.name)] for a in args if self.meaning(a.name) in exact}
+
+    def meaning(self, name: str) -> str:
+        """What an argument is called in the twin and here alike; its own name where there is no twin."""
+        return meaning(name) if self.float64 else name
 
     def values(self, function: str, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
         """Every argument of a function by its `meaning`, after running the functions up to it on random inputs."""
         key = (function, *sorted(sizes.items()), seed)
         if key not in self._values:
             known = {} if function == "forward" else dict(self.values("forward", sizes, seed))
-            taken = arguments(_module(self.functions[function].prim_func()), sizes)
-            fresh = {meaning(name): value for name, value in normal_inputs(taken, sizes, seed).items()}
+            taken = arguments(module_of(self.functions[function].prim_func()), sizes)
+            fresh = {self.meaning(name): value for name, value in normal_inputs(taken, sizes, seed).items()}
             given = {name: known.get(name, value) for name, value in fresh.items()}
             if len(self._values) > 4:  # a task's two sizes, forward and backward
                 self._values.clear()
-            self._values[key] = given | self._run(function, None, given)
+            self._values[key] = given | self._run(function, None, given, sizes)
         return self._values[key]
 
-    def _run(self, function: str, position: int | None, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        part = self.functions[function]
-        if (function, position) not in self._compiled:
-            func = part.prim_func() if position is None else part.kernel_func(part.kernels[position])[0]
-            mod = _module(func)
-            self._compiled[function, position] = (mod, generate(mod, Target({"kind": "llvm"}))[SYMBOL])
-        mod, compiled = self._compiled[function, position]
-        buffers = {meaning(a.name): Buffer(a) for a in arguments(mod, _sizes(mod, inputs))}
+    def _run(
+        self, function: str, position: int | None, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None
+    ) -> dict[str, Array]:
+        part, key = self.functions[function], (function, position, sizes is None)
+        if key not in self._compiled:
+            kernels = part.kernels if position is None else [part.kernels[position]]
+            # A kernel alone may not have an argument that tells a size; all of the function's together do.
+            whole = position is None or sizes is not None
+            args = part.args if whole else part.kernel_func(kernels[0])[1]
+            mod = module_of(prim_func([(a.name, a.tensor) for a in args], kernels))
+            self._compiled[key] = (mod, generate(mod, Target({"kind": "llvm"}))[SYMBOL])
+        mod, compiled = self._compiled[key]
+        buffers = {self.meaning(a.name): Buffer(a) for a in arguments(mod, sizes or _sizes(mod, inputs, self.meaning))}
         for name, buffer in buffers.items():
             if buffer.argument.output:
                 buffer.poison(0)
-            else:
+            elif name in inputs:
                 buffer.array[...] = inputs[name]
         compiled(*(library_of([b.array]).passed(b.array) for b in buffers.values()))  # type: ignore[union-attr]
         return {name: buffer.array for name, buffer in buffers.items() if buffer.argument.output}
 
 
-def _sizes(mod: tvm.IRModule, inputs: Mapping[str, Array]) -> dict[str, int]:
+def _sizes(mod: tvm.IRModule, inputs: Mapping[str, Array], meaning: Callable[[str], str]) -> dict[str, int]:
     """The symbolic sizes that the shapes of the inputs imply."""
     found = {}
     for param in mod[SYMBOL].params:

@@ -46,10 +46,10 @@ class Progress:
         """Print a line that stays."""
         self.console.print(escape(text))
 
-    def stage(self, text: str) -> None:
-        """Say what is going on when nothing is being measured."""
+    def stage(self, text: str, quietly: bool = True) -> None:
+        """Say what is going on; `quietly`: on a live line only."""
         self._stage = text
-        self._show(quietly=True)
+        self._show(quietly)
 
     def begin(self, name: str, done: int, trials: int, traffic: int, flops: float | None, bandwidth: float) -> None:
         """A search starts: its task, the trials in its journal, the trials wanted, and what a call moves and computes."""

@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tilegen import mechanisms
+from tilegen import mechanisms, settings
+from tilegen.build import gpus
 from tilegen.build.target import BuildTarget, resolve
+from tilegen.bundle import gpu
 from tilegen.errors import ArgumentError, TargetError, TilegenError
 from tilegen.mechanisms import Instance
 from tilegen.tune import engine, planned, remote
@@ -32,6 +34,7 @@ def tune(
     resume: bool = True,
     log_dir: Path | None = None,
     seed: int = 0,
+    functions: Sequence[str] = planned.FUNCTIONS,
     rpc: str | None = None,
     key: str = "",
     progress: Progress | None = None,
@@ -47,9 +50,11 @@ def tune(
     minutes : for the whole call, planning and final ranking included.
     trials : per kernel, over all calls.
     effort : "quick", "default" or "max": both limits when neither is given; the size of a batch in any case.
-    target : "cpu" or None: this machine; another one's name only with `rpc`, since kernels must be run to be measured.
+    target : None: this machine's GPU, else its CPU; "cpu"; "cuda", "cuda:1"; another machine's name only with `rpc`, since kernels
+        must be run to be measured.
     resume : go on with the trials of earlier calls; False sets them aside.
     log_dir : where records and trials go; `tilegen.settings.log_dir()` unless given.
+    functions : which of "forward", "backward" and "step"; a step on a GPU only, where kernels of few positions have other tiles.
     rpc, key : ``HOST:PORT`` of a TVM RPC tracker and the name under which servers registered there: measure on one of these.
         An RPC server runs whatever it is sent; off unless given.
     progress : where to show what happens; standard error unless given.
@@ -78,6 +83,23 @@ def tune(
     instances = [_instance(op, shapes or {}) for op in ops]
     place = remote.environment(rpc, key) if rpc is not None else {}
     chosen = own_target(target) if rpc is None else resolve(target)
+    if chosen.kind == "cuda":
+        from tilegen.tune.device.run import tune_device
+
+        _check(instances, shapes or {})
+        return tune_device(
+            instances,
+            chosen,
+            ordinal=ordinal(target),
+            shapes=shapes or {},
+            functions=functions,
+            effort=limits,
+            deadline=deadline,
+            log_dir=log_dir or settings.log_dir(),
+            resume=resume,
+            seed=seed,
+            progress=progress or Progress(),
+        )
     backend = remote.backend() if place else None
     results: list[SearchResult] = []
     skipped: list[tuple[str, str]] = []
@@ -109,7 +131,12 @@ def own_target(name: str | None) -> BuildTarget:
     TargetError
         When kernels for it cannot be measured here.
     """
-    chosen, own = resolve(name), resolve(None)
+    if name is None:
+        name = "cuda" if _has_gpu() else "cpu"
+    chosen = resolve(name)
+    if chosen.kind == "cuda" and name.partition(":")[0] == "cuda":
+        return chosen
+    own = resolve(None)
     if chosen.device != own.device:
         raise TargetError(
             f"target is {name!r}, this machine is {own.device}; tuning runs the kernels, so tune on such a machine and bring its "
@@ -130,14 +157,34 @@ def _instance(op: str | Instance, shapes: Mapping[str, int]) -> Instance:
     return Instance(found, found.config(), static, "float32")
 
 
-def _tasks(
-    instances: Sequence[Instance], target: BuildTarget, shapes: Mapping[str, int], skipped: list[tuple[str, str]]
-) -> list[Task]:
-    """The kernels to search.  Among several operators one that cannot be planned does not keep the others waiting."""
+def _has_gpu() -> bool:
+    """Whether kernels for a GPU can be run here."""
+    if not gpu.installed():
+        return False
+    try:
+        return bool(gpu.driver().handles) and gpus.of_device() is not None
+    except TargetError:
+        return False
+
+
+def ordinal(name: str | None) -> int:
+    """The number of the device that a target's name means: 1 for "cuda:1"."""
+    return int((name or "").partition(":")[2] or 0)
+
+
+def _check(instances: Sequence[Instance], shapes: Mapping[str, int]) -> None:
+    """Refuse sizes that no instance has."""
     known = {name for instance in instances for name in (*instance.symbolic, *instance.static)}
     for name, size in shapes.items():
         if name not in known or size < 1:
             raise ArgumentError(f"shapes has {name}={size}, must give sizes of at least 1 to {', '.join(sorted(known))}")
+
+
+def _tasks(
+    instances: Sequence[Instance], target: BuildTarget, shapes: Mapping[str, int], skipped: list[tuple[str, str]]
+) -> list[Task]:
+    """The kernels to search.  Among several operators one that cannot be planned does not keep the others waiting."""
+    _check(instances, shapes)
     found = []
     for instance in instances:
         try:

@@ -19,7 +19,7 @@ from tilegen.tune.engine import UNLIMITED, Effort, Proposer, explore
 from tilegen.tune.journal import Journal
 from tilegen.tune.local import GRACE, LocalEvaluator, Workshop, summary
 from tilegen.tune.progress import Progress
-from tilegen.tune.records import Record
+from tilegen.tune.records import Record, RecordKey
 from tilegen.tune.report import SearchResult
 from tilegen.tune.search import MetaScheduleProposer
 from tilegen.tune.space import Decisions, Space, trace_json
@@ -54,7 +54,11 @@ def beats(challenger: Standing, champion: Standing) -> bool:
 
 def journal_path(task: Task, log_dir: Path, seed: int) -> Path:
     """Where the trials of a task are kept: beside the log, not part of it."""
-    key = task.key
+    return journal_at(task.key, log_dir, seed)
+
+
+def journal_at(key: RecordKey, log_dir: Path, seed: int) -> Path:
+    """Where the trials of the kernel with this key are kept."""
     return log_dir / key.host / "journal" / f"{key.op}.{key.function}.{key.kernel}.{key.id}.{seed}"
 
 

@@ -1,0 +1,169 @@
+"""What lies on the device: guarded buffers of one kernel, and all arguments of an operator at the tuned sizes (a *stage*).
+
+At the tuned sizes a float64 reference would take minutes, and noise in place of what earlier kernels write would not be what a kernel
+meets.  So the whole operator runs once with the defaults of its rules, and leaves the inputs of every kernel, and the results to
+which candidates are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilegen.bundle import shapes
+from tilegen.tune.case import CANARY, GUARD
+from tilegen.tune.device import driver
+from tilegen.tune.gate import Array, dtype_of
+
+PERIOD = 1 << 20
+"""Random numbers drawn for an input; longer ones repeat them."""
+
+SAMPLE = 1 << 18
+"""Elements of a result that are compared at the tuned sizes, at equal distances."""
+
+
+class Room:
+    """Device memory between two guard zones."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self._base = size, driver.allocate(size + 2 * GUARD)
+        self.address = self._base + GUARD
+        driver.fill(self._base, CANARY, size + 2 * GUARD)
+
+    def poison(self, byte: int) -> None:
+        """Set every byte."""
+        driver.fill(self.address, byte, self.size)
+
+    def intact(self) -> bool:
+        """Whether nobody wrote into the guard zones."""
+        zone = np.empty(GUARD, np.uint8)
+        for start in (self._base, self.address + self.size):
+            driver.download(zone, start)
+            if not (zone == CANARY).all():
+                return False
+        return True
+
+    def free(self) -> None:
+        """Give the memory back."""
+        driver.free(self._base)
+
+
+class Started:
+    """A built candidate on the device, with the addresses it works on.
+
+    Parameters
+    ----------
+    library : its cubin; what it launches stands in the file beside it, see `tilegen.build.launches`.
+    addresses : of its tensors by name.
+    sizes : the symbolic sizes.
+    """
+
+    def __init__(self, library: str, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+        path = Path(library)
+        self._code = driver.Code(path.read_bytes())
+        known = dict(sizes)
+
+        def size(text: Any) -> int:
+            return shapes.evaluate(text, known)
+
+        self._launches = []
+        for one in json.loads(path.with_suffix(".json").read_text())["launches"]:
+            shared = size(one["shared"])
+            arguments = [addresses[a["tensor"]] if "tensor" in a else size(a["size"]) for a in one["arguments"]]
+            kernel = self._code.kernel(one["kernel"], shared)
+            self._launches.append(
+                driver.Launch(kernel, [size(n) for n in one["grid"]], [size(n) for n in one["block"]], shared, arguments)
+            )
+
+    def __call__(self) -> None:
+        for launch in self._launches:
+            launch()
+
+    def close(self) -> None:
+        """Remove the code from the device; nothing of it may be running."""
+        self._code.unload()
+
+
+class Tensor:
+    """One argument of the operator on the device."""
+
+    def __init__(self, described: Mapping[str, Any]) -> None:
+        self.dtype, self.shape = str(described["dtype"]), tuple(described["shape"])
+        self.size = int(np.prod(self.shape, dtype=np.int64)) * dtype_of(self.dtype).itemsize
+        self.address = driver.allocate(self.size)
+
+    def randomise(self, seed: Sequence[int]) -> None:
+        """Standard normal numbers (integers: 0 or 1), repeated after `PERIOD`."""
+        rng, count = np.random.default_rng(seed), min(PERIOD, self.size // dtype_of(self.dtype).itemsize)
+        floating = self.dtype.startswith(("float", "bfloat"))
+        values = rng.standard_normal(count, np.float32) if floating else rng.integers(0, 2, count)
+        driver.upload(self.address, np.ascontiguousarray(values.astype(dtype_of(self.dtype))))
+        done = count * dtype_of(self.dtype).itemsize
+        while 0 < done < self.size:
+            step = min(done, self.size - done)
+            driver.copy(self.address + done, self.address, step)
+            done += step
+
+    def sample(self) -> Array:
+        """Some elements as float64, see `SAMPLE`."""
+        host = driver.staging(0, self.size)
+        driver.download(host, self.address)
+        return sampled(host, self.dtype)
+
+
+def sampled(data: Array, dtype: str) -> Array:
+    """Elements of `data` (bytes) at equal distances, as float64."""
+    values = data.view(dtype_of(dtype))
+    step = max(1, values.size // SAMPLE) | 1  # odd: not the same column of every row
+    found: Array = values[::step].astype(np.float64)
+    return found
+
+
+class Stage:
+    """All arguments of an operator, after one run with the defaults.
+
+    Parameters
+    ----------
+    path : JSON with ``sizes``, ``dtype``, ``tensors`` (by their name on the stage: dtype, shape, role) and ``kernels`` in order, each
+        with ``library`` and ``names``, the name on the stage of each of its arguments.
+    """
+
+    def __init__(self, path: str, seed: int = 0) -> None:
+        described = json.loads(Path(path).read_text())
+        self.path, self.sizes, self.dtype = path, described["sizes"], str(described["dtype"])
+        self.tensors = {name: Tensor(each) for name, each in described["tensors"].items()}
+        self.rooms: dict[str, Room] = {}
+        self._samples: dict[str, Array] = {}
+        for position, (name, each) in enumerate(described["tensors"].items()):
+            if each["role"] in ("input", "grad_output"):
+                self.tensors[name].randomise([seed, position])
+            else:
+                driver.fill(self.tensors[name].address, 0, self.tensors[name].size)
+        for kernel in described["kernels"]:
+            run = Started(kernel["library"], {a: self.tensors[n].address for a, n in kernel["names"].items()}, self.sizes)
+            run()
+            driver.wait()
+            run.close()
+
+    def room(self, name: str) -> Room:
+        """Where candidates write the tensor `name`."""
+        if name not in self.rooms:
+            self.rooms[name] = Room(self.tensors[name].size)
+        return self.rooms[name]
+
+    def expected(self, name: str) -> Array:
+        """A sample of what the defaults gave."""
+        if name not in self._samples:
+            self._samples[name] = self.tensors[name].sample()
+        return self._samples[name]
+
+    def free(self) -> None:
+        """Give all memory back."""
+        for room in self.rooms.values():
+            room.free()
+        for tensor in self.tensors.values():
+            driver.free(tensor.address)

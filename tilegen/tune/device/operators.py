@@ -1,0 +1,169 @@
+"""An operator being tuned: its kernels at definite sizes, and what its stage on the device is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilegen.tune.builder import evaluate
+
+# isort: split
+from tilegen.build.scheduled import record_key
+from tilegen.build.target import BuildTarget
+from tilegen.mechanisms import Instance
+from tilegen.plan.cost import kernel_cost
+from tilegen.plan.plan import FunctionPlan
+from tilegen.schedules.registry import device_rule_for
+from tilegen.tune.device.build import Asked, Owner, target_text
+from tilegen.tune.device.space import DecisionSpace
+from tilegen.tune.gate import dtype_of
+from tilegen.tune.records import RecordKey
+
+CHECKED = (1, 320, 2, 64)
+RAGGED = (3, 37, 5, 7)
+"""Sizes at which candidates are compared with a float64 reference: many tiles, and no multiple of any tile."""
+
+TIMES, BATCHES = 4, 2
+"""How many times the representative sizes of an operator a GPU is given: of its sequence, and of what is independent."""
+
+STEP = "step"
+
+
+def tuned_sizes(instance: Instance, given: Mapping[str, int], step: bool) -> dict[str, int]:
+    """Sizes to measure at: the given ones; else the operator's representative ones, made large enough to fill a GPU.
+
+    A decoding step has one position and many sequences.
+    """
+    usual = instance.mechanism.representative
+    found = {}
+    for name in instance.symbolic:
+        larger = {"T": TIMES, "B": BATCHES, "H": BATCHES}.get(name, 1)
+        found[name] = given.get(name, usual[name] * larger)
+    if step:
+        found |= {"T": 1, "B": given.get("B", 64)}
+    return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel to search.
+
+    Parameters
+    ----------
+    function, position : where it is in the operator's plan.
+    shown : the function as people call it: a step's own is "forward".
+    names : by argument its name on the stage; written : arguments that it writes.
+    traffic, flops : bytes that it moves at least, and operations, at the tuned sizes; no operations: not known.
+    """
+
+    key: RecordKey
+    function: str
+    position: int
+    shown: str
+    names: dict[str, str]
+    written: list[str]
+    traffic: int
+    flops: float | None
+    space: DecisionSpace
+
+    @property
+    def name(self) -> str:
+        """ "op function.kernel", for people."""
+        return f"{self.key.op} {self.shown}.{self.key.kernel}"
+
+
+class Operator:
+    """An instance with the plan of its functions.
+
+    Parameters
+    ----------
+    instance : for a step the step's own instance.
+    given : sizes by name that replace the usual ones.
+    step : whether only the forward at one position is meant.
+
+    Raises
+    ------
+    TilegenError
+        When it cannot be planned.
+    """
+
+    def __init__(self, instance: Instance, target: BuildTarget, given: Mapping[str, int], *, step: bool = False) -> None:
+        target.check(instance.dtype)
+        self.instance, self.target, self.step = instance, target, step
+        self.owner = Owner(instance.key, not step)
+        self.sizes = tuned_sizes(instance, given, step)
+        self.text = target_text(target)
+        self.functions = self.owner.plan.functions
+        self.places = [(name, i) for name, function in self.functions.items() for i in range(len(function.kernels))]
+
+    @property
+    def name(self) -> str:
+        """The operator, for people."""
+        return f"{self.instance.mechanism.name} {STEP if self.step else ''}".strip()
+
+    def checks(self) -> dict[str, dict[str, int]]:
+        """Sizes of the cases, by name."""
+        symbolic = self.instance.symbolic
+        found = {"even": dict(zip(symbolic, CHECKED, strict=False)), "ragged": dict(zip(symbolic, RAGGED, strict=False))}
+        if self.step:
+            found = {name: sizes | {"T": 1} for name, sizes in found.items()}
+        return found
+
+    def job(self, function: str, position: int) -> dict[str, Any]:
+        """What says to a building process which kernel is meant."""
+        owner = self.owner
+        return {"instance": owner.instance, "backward": owner.backward, "function": function, "position": position}
+
+    def kernel(self, function: str, position: int) -> Kernel | None:
+        """A kernel as something to search; None when its rule has nothing to decide."""
+        part = self.functions[function]
+        kernel = part.kernels[position]
+        rule = device_rule_for(kernel, self.target.kind)
+        asked = Asked(())
+        rule.decide(kernel, self.target.machine, asked)
+        space = DecisionSpace(asked.names, asked.categories)
+        if space.total == 1:
+            return None
+        _, args = part.kernel_func(kernel)
+        writes = set(kernel.writes())
+        cost = kernel_cost(kernel, part.in_memory())
+        traffic = sum(self._bytes(arg.tensor) for arg in args)
+        return Kernel(
+            key=record_key(self.instance, function, kernel.name, rule, self.target),
+            function=function,
+            position=position,
+            shown=STEP if self.step else function,
+            names=stage_names(function, part),
+            written=[arg.name for arg in args if arg.tensor in writes],
+            traffic=traffic,
+            flops=cost.flops * traffic / cost.bytes if cost.bytes else None,
+            space=space,
+        )
+
+    def write_stage(self, libraries: Mapping[tuple[str, int], str], path: Path) -> None:
+        """Describe the stage (see `tilegen.tune.device.memory.Stage`) with the default of every kernel."""
+        tensors: dict[str, Any] = {}
+        for function, part in self.functions.items():
+            for arg in part.args:
+                name = stage_names(function, part)[arg.name]
+                shape = [evaluate(dim, self.sizes) for dim in arg.tensor.shape]
+                tensors.setdefault(name, {"dtype": str(arg.tensor.dtype), "shape": shape, "role": arg.role})
+        kernels = [
+            {"library": libraries[function, position], "names": stage_names(function, self.functions[function])}
+            for function, position in self.places
+        ]
+        path.write_text(json.dumps({"sizes": self.sizes, "dtype": self.instance.dtype, "tensors": tensors, "kernels": kernels}))
+
+    def _bytes(self, tensor: Any) -> int:
+        shape = [evaluate(dim, self.sizes) for dim in tensor.shape]
+        return int(np.prod(shape, dtype=np.int64)) * dtype_of(str(tensor.dtype)).itemsize
+
+
+def stage_names(function: str, part: FunctionPlan) -> dict[str, str]:
+    """By argument its name on the stage, where functions share what they pass on, and keep their workspace to themselves."""
+    return {arg.name: f"{function} {arg.name}" if arg.role == "workspace" else arg.name for arg in part.args}

@@ -1,0 +1,55 @@
+"""``tilegen tune`` on a GPU: the operators and their functions to one search."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tilegen.build.target import BuildTarget
+from tilegen.errors import ArgumentError
+from tilegen.mechanisms import Instance
+from tilegen.tune.device.driver import ORDINAL
+from tilegen.tune.device.operators import STEP, Operator
+from tilegen.tune.device.search import Fleet
+from tilegen.tune.engine import Effort
+from tilegen.tune.local import Limits, Workshop
+from tilegen.tune.progress import Progress
+from tilegen.tune.report import TuneReport
+
+LIMITS = Limits(build=45.0, measure=20.0, whole=180.0)
+RECYCLE = 400
+"""Builds after which a process is replaced."""
+
+
+def tune_device(
+    instances: Sequence[Instance],
+    target: BuildTarget,
+    *,
+    ordinal: int,
+    shapes: Mapping[str, int],
+    functions: Sequence[str],
+    effort: Effort,
+    deadline: float,
+    log_dir: Path,
+    resume: bool,
+    seed: int,
+    progress: Progress,
+) -> TuneReport:
+    """Search the kernels of `instances` on the GPU numbered `ordinal`; see `tilegen.tune.run.tune`."""
+    begun = time.monotonic()
+    if unknown := set(functions) - {"forward", "backward", STEP}:
+        raise ArgumentError(f"functions has {', '.join(sorted(unknown))}, must be of forward, backward, step")
+    work: list[tuple[str, Callable[[], Operator]]] = []
+    for instance in instances:
+        if set(functions) - {STEP}:
+            work.append((instance.mechanism.name, functools.partial(Operator, instance, target, shapes)))
+        step = instance.step_instance() if STEP in functions else None
+        if step is not None:
+            work.append((f"{instance.mechanism.name} step", functools.partial(Operator, step, target, shapes, step=True)))
+    with progress as show, Workshop(target.tvm, limits=LIMITS, environment={ORDINAL: str(ordinal)}) as workshop:
+        workshop.builders.recycle = workshop.meter.recycle = RECYCLE
+        fleet = Fleet(workshop, effort, deadline=deadline, log_dir=log_dir, resume=resume, seed=seed, progress=show)
+        results = fleet.search(work)
+    return TuneReport(results, time.monotonic() - begun, fleet.skipped)

@@ -1,0 +1,438 @@
+"""The search of all kernels of a call at once: while the device measures one, all cores build the next.
+
+Kernels have independent decisions, so each has a space, a journal and a model of its own.  The search goes in rounds: every kernel
+proposes a batch, all batches are built as one stream and measured as they come, and what the round found decides the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tilegen.build.target import BuildTarget
+from tilegen.bundle import gpu
+from tilegen.errors import ScheduleError, TilegenError
+from tilegen.tune import logs, records
+from tilegen.tune.device.operators import Kernel, Operator
+from tilegen.tune.device.propose import DeviceProposer
+from tilegen.tune.engine import Candidate, Effort
+from tilegen.tune.evolve import Decisions
+from tilegen.tune.journal import FREE, OK, Journal, Outcome
+from tilegen.tune.local import GRACE, Workshop, summary
+from tilegen.tune.pool import Job, Reply
+from tilegen.tune.progress import Progress, duration
+from tilegen.tune.records import Record
+from tilegen.tune.report import SearchResult
+from tilegen.tune.session import FINALISTS, Standing, journal_at, judge, versions
+
+ROUNDS = 15
+"""Samples of each finalist."""
+
+REPEATS = 11
+"""Samples of each candidate."""
+
+FINAL_SECONDS = 0.25
+"""Of ranking one kernel, as far as time is kept for it."""
+
+FINAL_SHARE = 0.15
+SWEEP = 2
+"""Rounds that every kernel takes part in; later ones are for kernels that take their part of the operator's time."""
+
+WORTH = 0.02
+"""Part of an operator's time from which a kernel is searched on."""
+
+BUILD = "tilegen.tune.device.build:build"
+PREPARE = "tilegen.tune.device.cases:prepare"
+
+
+class Hunt:
+    """The search of one kernel."""
+
+    def __init__(self, kernel: Kernel, owner: Staged, log_dir: Path, seed: int, resume: bool) -> None:
+        self.kernel, self.owner, self.seed, self.log_dir = kernel, owner, seed, log_dir
+        self.known = records.lookup(kernel.key, log_dir)
+        self.incumbent = kernel.space.indices(self.known.decisions) if self.known else None
+        operator = owner.operator
+        code = hashlib.sha256(str(operator.functions[kernel.function].kernels[kernel.position]).encode()).hexdigest()[:16]
+        meaning = {"names": kernel.space.names, "sizes": operator.sizes, "kernel": code, "versions": versions()}
+        self.journal = Journal(journal_at(kernel.key, log_dir, seed), meaning, resume=resume)
+        seeds = [self.incumbent] if self.incumbent is not None else []
+        self.proposer = DeviceProposer(kernel.space, seeds=seeds, seed=seed)
+        self.proposer.restore(self.journal.trials)
+        self.proposer.known |= {*self.journal.known, kernel.space.default}  # the default is built for the stage anyway
+        self.before = len(self.journal.trials)
+        self.folder = Path(tempfile.mkdtemp(dir=owner.folder))
+        self.ready = False
+        self.error: str | None = None
+        self.exhausted = False
+        self.waiting: list[tuple[Candidate, dict[str, Any]]] = []
+        self.libraries: dict[Decisions, str] = {}
+        self.results: list[tuple[Candidate, Outcome]] = []
+        self.best = min((t.outcome.seconds for t in self.journal.successes()), default=float("inf"))
+
+    def take(self, candidate: Candidate, reply: Reply) -> None:
+        """A candidate was built, or was not."""
+        if reply.kind != OK:
+            self.note(
+                candidate, Outcome("build" if reply.kind == "error" else reply.kind, message=f"while building: {reply.message}")
+            )
+        elif reply.value["kind"] != OK:
+            self.note(candidate, Outcome(reply.value["kind"], message=reply.value["message"]))
+        else:
+            self.kernel.space.extend(reply.value["names"], reply.value["categories"])
+            twin = next((p for p, library in self.libraries.items() if library == reply.value["library"]), None)
+            self.libraries[candidate.decisions] = reply.value["library"]
+            if twin is not None and twin != candidate.decisions:
+                self.note(candidate, Outcome("same", message=f"makes the same code as {list(twin)}"))
+            elif candidate.decisions not in self.journal.known:
+                self.waiting.append((candidate, reply.value))
+
+    def note(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Write an outcome down."""
+        if outcome.kind in FREE:
+            self.journal.skip(candidate.decisions, outcome)
+        else:
+            self.journal.add(candidate.decisions, outcome)
+        self.best = min(self.best, outcome.seconds)
+        self.results.append((candidate, outcome))
+
+    def learn(self) -> None:
+        """Learn from the round."""
+        results, self.results = self.results, []
+        self.proposer.learn(results)
+        if results and not self.journal.successes() and not self.waiting:
+            first = next((o for _, o in results if o.kind not in FREE), results[0][1])
+            self.error = (
+                f"{self.kernel.name}: none of the first {len(results)} candidates is valid; the first was rejected "
+                f"({first.kind}):\n{first.message}"
+            )
+
+
+class Staged:
+    """An operator and its hunts."""
+
+    def __init__(self, operator: Operator, folder: Path) -> None:
+        self.operator, self.folder = operator, Path(tempfile.mkdtemp(dir=folder))
+        self.hunts: dict[tuple[str, int], Hunt] = {}
+        self.defaults: dict[tuple[str, int], str] = {}
+        self.stage: Path | None = None
+        self.error: str | None = None
+
+    def take_default(self, place: tuple[str, int], reply: Reply) -> None:
+        """The default of a kernel was built; with the last of them the stage can be set."""
+        if reply.kind != OK or reply.value["kind"] != OK:
+            message = reply.message if reply.kind != OK else reply.value["message"]
+            function, position = place
+            name = self.operator.functions[function].kernels[position].name
+            self.error = f"the default of {function}.{name} was not built: {message}"
+            return
+        self.defaults[place] = reply.value["library"]
+        if place in self.hunts:
+            self.hunts[place].take(Candidate(self.hunts[place].kernel.space.default), reply)
+        if len(self.defaults) == len(self.operator.places):
+            self.stage = self.folder / "stage.json"
+            self.operator.write_stage(self.defaults, self.stage)
+
+    def active(self) -> list[Hunt]:
+        """Hunts that go on."""
+        return [] if self.error else [h for h in self.hunts.values() if h.error is None]
+
+
+class Fleet:
+    """All operators of a call.
+
+    Parameters
+    ----------
+    operators : made one by one, when the building processes have nothing to do for those before.
+    deadline : monotonic time at which everything including the final ranking is done.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        effort: Effort,
+        *,
+        deadline: float,
+        log_dir: Path,
+        resume: bool,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.workshop, self.effort, self.deadline, self.begun = workshop, effort, deadline, time.monotonic()
+        self.log_dir, self.resume, self.seed, self.progress = log_dir, resume, seed, progress
+        self.staged: list[Staged] = []
+        self.skipped: list[tuple[str, str]] = []
+        self.trials = self.rejected = 0
+
+    def search(self, operators: Sequence[tuple[str, Callable[[], Operator]]]) -> list[SearchResult]:
+        """Search, rank and record.
+
+        Parameters
+        ----------
+        operators : name, and what makes it.
+
+        Raises
+        ------
+        ScheduleError
+            When no kernel of any operator has a valid candidate.
+        """
+        try:
+            rounds = 0
+            while time.monotonic() < self._stop():
+                fresh = operators if rounds == 0 else ()
+                self._round(fresh, rounds)
+                rounds += 1
+                if not any(self._wanted(hunt, rounds) for staged in self.staged for hunt in staged.active()):
+                    break
+            return self._finish()
+        finally:
+            for staged in self.staged:
+                for hunt in staged.hunts.values():
+                    hunt.journal.close()
+
+    def _stop(self) -> float:
+        """When the search ends and the ranking begins."""
+        count = sum(len(staged.hunts) for staged in self.staged)
+        return self.deadline - min(1.0 + FINAL_SECONDS * count, FINAL_SHARE * (self.deadline - self.begun))
+
+    def _round(self, fresh: Sequence[tuple[str, Callable[[], Operator]]], rounds: int) -> None:
+        for reply in self.workshop.builders.run(self._jobs(fresh, rounds), self._stop()):
+            staged: Staged = reply.job.tag[0]
+            if reply.job.call == PREPARE:
+                hunt: Hunt = reply.job.tag[1]
+                if reply.kind == OK:
+                    hunt.ready = True
+                else:
+                    hunt.error = f"no reference: {reply.message}"
+            elif isinstance(reply.job.tag[1], Hunt):
+                reply.job.tag[1].take(reply.job.tag[2], reply)
+            else:
+                staged.take_default(reply.job.tag[1], reply)
+            self._measure(staged)
+        for staged in self.staged:
+            for hunt in staged.active():
+                hunt.learn()
+
+    def _jobs(self, fresh: Sequence[tuple[str, Callable[[], Operator]]], rounds: int) -> Iterator[Job]:
+        """What is to be built, in order; made as the processes come free."""
+        for staged in sorted(self.staged, key=_seconds, reverse=True):
+            yield from self._batches(staged, rounds)
+        for name, make in fresh:
+            if time.monotonic() >= self._stop():
+                self.skipped.append((name, "the time was up; the same command goes on with it"))
+                continue
+            self.progress.stage(f"planning {name}")
+            try:
+                staged = Staged(make(), self.workshop.folder)
+                kernels = {place: staged.operator.kernel(*place) for place in staged.operator.places}
+                for place, kernel in kernels.items():
+                    if kernel is not None:
+                        staged.hunts[place] = Hunt(kernel, staged, self.log_dir, self.seed, self.resume)
+            except TilegenError as error:
+                self.skipped.append((name, str(error)))
+                continue
+            self.staged.append(staged)
+            for place in staged.operator.places:
+                yield self._build_job(staged, *place, (), (staged, place))
+            for hunt in staged.hunts.values():
+                yield self._case_job(staged, hunt)
+            yield from self._batches(staged, rounds)
+
+    def _batches(self, staged: Staged, rounds: int) -> Iterator[Job]:
+        for hunt in staged.active():
+            if not self._wanted(hunt, rounds):
+                continue
+            batch = hunt.proposer.propose(min(self.effort.batch, self.effort.trials - len(hunt.journal.trials)))
+            hunt.exhausted = not batch
+            for candidate in batch:
+                place = hunt.kernel.function, hunt.kernel.position
+                yield self._build_job(staged, *place, candidate.decisions, (staged, hunt, candidate))
+
+    def _wanted(self, hunt: Hunt, rounds: int) -> bool:
+        """Whether a kernel takes part in a round."""
+        if hunt.exhausted or len(hunt.journal.trials) >= self.effort.trials:
+            return False
+        return rounds < SWEEP or hunt.best >= WORTH * _seconds(hunt.owner)
+
+    def _build_job(self, staged: Staged, function: str, position: int, decisions: Sequence[int], tag: Any) -> Job:
+        operator = staged.operator
+        arguments = operator.job(function, position) | {"decisions": list(decisions), "target": operator.text}
+        return Job(BUILD, arguments | {"folder": str(staged.folder)}, self.workshop.limits.build, tag)
+
+    def _case_job(self, staged: Staged, hunt: Hunt) -> Job:
+        arguments = staged.operator.job(hunt.kernel.function, hunt.kernel.position)
+        arguments |= {"sizes": staged.operator.checks(), "seed": self.seed, "folder": str(hunt.folder)}
+        return Job(PREPARE, arguments, self.workshop.limits.whole, (staged, hunt))
+
+    def _measure(self, staged: Staged) -> None:
+        """Measure what is built and has its references and its stage."""
+        for hunt in staged.active():
+            while staged.stage and hunt.ready and hunt.waiting and time.monotonic() < self._stop():
+                candidate, built = hunt.waiting.pop(0)
+                kernel = hunt.kernel
+                arguments = {
+                    "library": built["library"],
+                    "stage": str(staged.stage),
+                    "names": kernel.names,
+                    "written": kernel.written,
+                    "checked": [str(hunt.folder / name) for name in staged.operator.checks()],
+                    "repeats": REPEATS,
+                    "hurry": hunt.best if hunt.best < float("inf") else None,
+                }
+                job = Job(self.workshop.backend.measure, arguments, self.workshop.limits.measure)
+                for reply in self.workshop.meter.run([job], self._stop() + GRACE):
+                    outcome = _outcome(reply)
+                    if not outcome.ok:
+                        # It may have written anywhere on the device, and after an illegal access nothing works any more.
+                        self.workshop.meter.discard()
+                        self.workshop.meter.start()
+                    hunt.note(candidate, outcome)
+                    self.trials, self.rejected = self.trials + 1, self.rejected + (not outcome.ok)
+                    self.progress.stage(self._line(hunt), quietly=False)
+
+    def _line(self, hunt: Hunt) -> str:
+        rate = self.trials / max(time.monotonic() - self.begun, 1e-9)
+        kernels = sum(len(staged.hunts) for staged in self.staged)
+        best = f", best {duration(hunt.best)}" if hunt.best < float("inf") else ""
+        rejected = f", {self.rejected} rejected" if self.rejected else ""
+        return f"{self.trials} trials of {kernels} kernels, {rate:.1f} trials/s{rejected}; {hunt.kernel.name}{best}"
+
+    def _finish(self) -> list[SearchResult]:
+        """Rank what was searched, write records, and say what became of the rest."""
+        found, failed = [], []
+        self._build_finalists()
+        for staged in self.staged:
+            if staged.error:
+                failed.append((staged.operator.name, staged.error))
+            for hunt in staged.hunts.values():
+                if hunt.error:
+                    failed.append((hunt.kernel.name, hunt.error))
+                elif not staged.error and hunt.journal.successes():
+                    found.append(self._ranked(staged, hunt))
+                elif not staged.error:
+                    failed.append((hunt.kernel.name, "the time was up; the same command goes on with it"))
+        if failed and not found and any(h.error for s in self.staged for h in s.hunts.values()):
+            raise ScheduleError(failed[0][1])
+        self.skipped += failed
+        return found
+
+    def _build_finalists(self) -> None:
+        """Build again what an earlier call measured and this one ranks."""
+        jobs = []
+        for staged in self.staged:
+            for hunt in staged.active():
+                for point in _finalists(hunt):
+                    if point not in hunt.libraries:
+                        place = hunt.kernel.function, hunt.kernel.position
+                        jobs.append(self._build_job(staged, *place, point, (staged, hunt, Candidate(point))))
+        for reply in self.workshop.builders.run(jobs):
+            _, hunt, candidate = reply.job.tag
+            if reply.kind == OK and reply.value["kind"] == OK:
+                hunt.libraries[candidate.decisions] = reply.value["library"]
+
+    def _ranked(self, staged: Staged, hunt: Hunt) -> SearchResult:
+        journal, space = hunt.journal, hunt.kernel.space
+        verdict = journal.ranked
+        if verdict is None:
+            points = [p for p in _finalists(hunt) if p in hunt.libraries]
+            samples = self.workshop.call(
+                self.workshop.backend.rank,
+                libraries=[hunt.libraries[p] for p in points],
+                stage=str(staged.stage),
+                names=hunt.kernel.names,
+                written=hunt.kernel.written,
+                rounds=ROUNDS,
+            )
+            standings = [Standing(point, taken) for point, taken in zip(points, samples, strict=True)]
+            winner, verdict = judge(standings, space, hunt.incumbent)  # type: ignore[arg-type]
+            verdict |= {"record": None, "log": None, "correlation": hunt.proposer.rank_correlation()}
+            verdict["stopped"] = "exhausted" if hunt.exhausted else "time" if time.monotonic() >= self._stop() else "trials"
+            if hunt.known is None or hunt.known.source == "nearest" or winner.decisions != hunt.incumbent:
+                record = self._record(staged, hunt, winner, verdict)
+                path = records.log_path(self.log_dir, hunt.kernel.key.host, hunt.kernel.key.op)
+                logs.append(path, record)
+                verdict |= {"record": record.id, "log": str(path)}
+            journal.rank(verdict)
+        else:
+            verdict = {**verdict, "stopped": "known"}
+        result = SearchResult(
+            name=hunt.kernel.name,
+            trials=len(journal.trials),
+            space=space.total,
+            seconds=verdict["seconds"],
+            spread=verdict["spread"],
+            default_seconds=verdict["default_seconds"],
+            before_seconds=verdict["before_seconds"],
+            decisions=list(verdict["decisions"]),
+            stopped=verdict["stopped"],
+            rejected=journal.failures(),
+            correlation=verdict["correlation"],
+            record=verdict["record"],
+            log=Path(verdict["log"]) if verdict["log"] else None,
+        )
+        self.progress.say(result.lines()[0])
+        return result
+
+    def _record(self, staged: Staged, hunt: Hunt, winner: Standing, verdict: dict[str, Any]) -> Record:
+        target, known = staged.operator.target, hunt.known
+        return Record(
+            key=hunt.kernel.key,
+            trace=[[name, value] for name, value in zip(hunt.kernel.space.names, winner.decisions, strict=True)],
+            decisions=list(winner.decisions),
+            seconds=verdict["seconds"],
+            spread=verdict["spread"],
+            default_seconds=verdict["default_seconds"],
+            sizes=dict(staged.operator.sizes),
+            device=device_text(target),
+            versions=versions() | {"cuda": compiler_release()},
+            trials=len(hunt.journal.trials),
+            seed=self.seed,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            supersedes=known.id if known and known.source != "nearest" else None,
+        )
+
+
+def device_text(target: BuildTarget) -> dict[str, Any]:
+    """What a record says of the device."""
+    major, minor = gpu.driver().version
+    return {
+        "name": target.device,
+        "arch": target.description["arch"],
+        "driver": f"{major}.{minor}",
+        **dataclasses.asdict(target.machine),
+    }
+
+
+def compiler_release() -> str:
+    """The release of the CUDA compiler that candidates are built with."""
+    from tilegen.build import compilers
+
+    return compilers.release(compilers.choose("nvrtc"))
+
+
+def _finalists(hunt: Hunt) -> list[Decisions]:
+    """The fastest trials, and the default and what is used now, those of them that are valid."""
+    if hunt.journal.ranked is not None:
+        return []
+    best = [t.decisions for t in hunt.journal.successes()[:FINALISTS]]
+    also = [p for p in (hunt.incumbent, hunt.kernel.space.default) if p is not None]
+    return list(dict.fromkeys([*best, *(p for p in also if p in hunt.journal.known and hunt.journal.known[p].ok)]))
+
+
+def _seconds(staged: Staged) -> float:
+    """What the kernels of an operator take together, the best of each; 0 before anything was measured."""
+    return sum(hunt.best for hunt in staged.hunts.values() if hunt.best < float("inf"))
+
+
+def _outcome(reply: Reply) -> Outcome:
+    if reply.kind != OK:
+        return Outcome("crash" if reply.kind == "error" else reply.kind, message=f"while measuring: {reply.message}")
+    if reply.value["kind"] != OK:
+        return Outcome(reply.value["kind"], message=reply.value["message"])
+    return Outcome(OK, *summary(reply.value["samples"]))
