@@ -115,7 +115,7 @@ class TileEmitter(Nests):
                 else:  # between two steps with something to do may be others, without barriers
                     self.arena.settle()
             for node in self.program.emits if busy is not None else []:
-                self._either(node)
+                self._nest(node)
 
     def _busy(self) -> Any:
         """Whether this step of the walk adds anything to the states; None where every step may."""
@@ -124,7 +124,7 @@ class TileEmitter(Nests):
         return None if found is None else self._values_at([], inline=True).resolved(found)
 
     def _body(self, ahead: Callable[[], None] | None = None, emits: bool = True) -> None:
-        self.fragments.held, self.choice = {}, None
+        self.fragments.held = {}
         for node in self._states():
             spec = scan_spec(node.tensor.op)
             if spec.exclusive and spec.reset:
@@ -136,14 +136,9 @@ class TileEmitter(Nests):
             self._load(node)
         if ahead is not None:
             ahead()
-        branch = self.program.branch
-        if branch is not None and branch.flag not in self.program.held:
-            self._choose()
         for node in self.program.steps:
             if node.role != "load" and (emits or node.role != "emit"):
-                self._either(node)
-            if branch is not None and node.tensor is branch.flag and node.role != "emit":
-                self._choose()
+                self._nest(node)
 
     def _nest(self, node: Node) -> None:
         if node.role == "emit":
