@@ -25,25 +25,9 @@ def texts(tmp_path: Path) -> Path:
 
 
 def test_long_range_tells_apart_what_differs_in_order_alone(texts: Path) -> None:
-    options = [
-        "--pattern",
-        "*.txt",
-        "--length",
-        "64",
-        "--steps",
-        "40",
-        "--batch",
-        "8",
-        "--dim",
-        "16",
-        "--depth",
-        "1",
-        "--taps",
-        "8",
-        "--rate",
-        "2e-2",
-    ]
-    command = [sys.executable, str(EXAMPLES / "long_range.py"), "--folder", str(texts), *options]
+    options = {"pattern": "*.txt", "length": 64, "steps": 40, "batch": 8, "dim": 16, "depth": 1, "taps": 8, "rate": 2e-2}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(EXAMPLES / "long_range.py"), "--folder", str(texts), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 classes: double, single;")
