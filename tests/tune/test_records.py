@@ -179,8 +179,43 @@ def test_device_names_are_compared_by_architecture_and_level() -> None:
     assert me == Host("x86_64", "v4")
     far = [me.distance(Host.parse(name)) for name in ("x86_64-v4", "x86_64-v3", "x86_64-v2", "aarch64")]
     assert far == [0, 1, 2, None]
-    gpu = Host.parse("cuda-sm_90-h100")
-    assert [gpu.distance(Host.parse(name)) for name in ("cuda-sm_90-h200", "cuda-sm_80-a100", "cuda-sm_90-h100")] == [1, None, 0]
+
+
+CARDS = {"nvidia-h100": "sm_90", "nvidia-h200": "sm_90", "nvidia-a100": "sm_80", "sm_90": "sm_90"}
+
+
+def card(name: str) -> RecordKey:
+    return key(name, arch=CARDS[name], rule="cuda.walk")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "found"),
+    [
+        (["nvidia-h100"], "sm_90", "nvidia-h100"),
+        (["sm_90"], "nvidia-h100", "sm_90"),
+        (["nvidia-h200"], "nvidia-h100", "nvidia-h200"),
+        (["nvidia-h200", "nvidia-h100"], "nvidia-h100", "nvidia-h100"),
+        (["nvidia-a100"], "nvidia-h100", None),
+        (["nvidia-a100"], "sm_90", None),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else str(value),
+)
+def test_a_gpu_uses_records_of_its_own_name_then_of_its_architecture(
+    places: tuple[Path, Path], recorded: list[str], asked: str, found: str | None
+) -> None:
+    for place in places:
+        write(place, *(record(k=card(name), seconds=1e-3 if name == asked else 1e-6) for name in recorded))
+        used = records.lookup(card(asked))
+        assert (used and used.key.host) == found
+    if used:
+        assert used.source == ("user" if found == asked else "nearest")
+
+
+def test_records_of_cpus_keep_their_checksums(tmp_path: Path) -> None:
+    """`supersedes` of older records names checksums of records without an architecture."""
+    assert "arch" not in record().body()["key"]
+    path = write(tmp_path, record(k=card("nvidia-h100")))
+    assert records.read(path)[0].key.arch == "sm_90"
 
 
 def test_merge_files_each_record_under_its_device_once(tmp_path: Path) -> None:

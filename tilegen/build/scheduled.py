@@ -17,6 +17,7 @@ import tvm  # noqa: E402
 from tvm import s_tir  # noqa: E402
 
 from tilegen.build.target import BuildTarget  # noqa: E402
+from tilegen.errors import ScheduleError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan import fastmath  # noqa: E402
 from tilegen.plan.plan import FunctionPlan  # noqa: E402
@@ -50,6 +51,7 @@ def record_key(instance: Instance, function: str, kernel: str, rule: Any, target
         rule=rule.name,
         rule_version=rule.version,
         host=target.device,
+        arch=target.description["arch"] if target.kind == "cuda" else "",
     )
 
 
@@ -101,6 +103,7 @@ def _launched(instance: Instance, function: FunctionPlan, target: BuildTarget) -
         if record:
             try:
                 decisions = rule.decide(kernel, target.machine, decide)
+                require_names(record, list(decide.made))
                 written([(kernel, decisions)])
             except Exception as error:  # a stale record may ask for what the lowering refuses
                 _unfit(record, function, kernel, error)
@@ -120,8 +123,16 @@ def _made(function: FunctionPlan, kernel: Any, rule: Any, source: str, record: R
         "rule": rule.name,
         "source": source,
         "record": record.key.id if record else None,
+        "device": record.key.host if record else None,
         "decisions": dict(decide.made),
     }
+
+
+def require_names(record: Record, asked: list[str]) -> None:
+    """Refuse the record of a rule that asked for other decisions, or in another order."""
+    recorded = [str(name) for name, _ in record.trace]
+    if recorded != asked:
+        raise ScheduleError(f"it decides {', '.join(recorded)}, the rule asks for {', '.join(asked)}; tune this kernel again")
 
 
 def _unfit(record: Record, function: FunctionPlan, kernel: Any, error: Exception) -> None:

@@ -23,7 +23,13 @@ def command(
     minutes: Annotated[float | None, typer.Option(help="For the whole call.")] = None,
     trials: Annotated[int | None, typer.Option(help="For each kernel, over all calls.")] = None,
     effort: Annotated[str, typer.Option(help="quick, default or max: how long when neither of the above is given.")] = "default",
-    target: Annotated[str | None, typer.Option(help="cpu; kernels are run, so it must be this machine.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:1; kernels are run, so it must be this machine's. Default: its GPU, else its CPU."),
+    ] = None,
+    functions: Annotated[
+        str, typer.Option(help="Which of forward, backward and step (a GPU's), with commas.")
+    ] = "forward,backward",
     resume: Annotated[bool, typer.Option(help="Go on with the trials of earlier calls.")] = True,
     log_dir: Annotated[
         Path | None, typer.Option(help="Where records go; default: this user's folder.", show_default=False)
@@ -36,6 +42,9 @@ def command(
         ),
     ] = None,
     key: Annotated[str, typer.Option(help="Name of the servers at the tracker, with --rpc.", show_default=False)] = "",
+    report_file: Annotated[
+        Path | None, typer.Option("--report", metavar="OUT.html", help="Also write a page with plots.", show_default=False)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Search the fastest tiles for this machine.  Interrupt it at any time: the same command goes on from there."""
@@ -60,9 +69,14 @@ def command(
         resume=resume,
         log_dir=log_dir,
         seed=seed,
+        functions=tuple(part.strip() for part in functions.split(",") if part.strip()),
         rpc=rpc,
         key=key,
     )
+    if report_file is not None:
+        from tilegen.tune import html
+
+        html.write(report, report_file)
     if json:
         console.print_json(report.to_json())
         return

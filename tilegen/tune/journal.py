@@ -119,6 +119,14 @@ class Journal:
         kinds = [t.outcome.kind for t in self.trials if not t.outcome.ok]
         return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
+    def history(self) -> list[float | None]:
+        """Seconds of each trial in order, None where it was rejected."""
+        return [t.outcome.seconds if t.outcome.ok else None for t in self.trials]
+
+    def reasons(self) -> dict[str, str]:
+        """The first message of each kind of rejection."""
+        return {t.outcome.kind: t.outcome.message for t in reversed(self.trials) if not t.outcome.ok}
+
     def close(self) -> None:
         self._lock.release()
 

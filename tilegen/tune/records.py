@@ -34,7 +34,8 @@ class RecordKey:
     """What a record is for.  Two keys are equal when they say the same, whatever the order of their options.
 
     `function` is "forward", "backward" or "step", `kernel` the kernel's name in its plan, `rule` the schedule rule that
-    made the search space, `host` the folder name of the device (``tilegen.build.target.host_name()``).
+    made the search space, `host` the folder name of the device (``tilegen.build.target.host_name()``), `arch` the architecture of a
+    GPU, "sm_90": records of one card serve the others of its architecture, and builds for the architecture by name.
     """
 
     op: str
@@ -46,11 +47,12 @@ class RecordKey:
     rule: str
     rule_version: int
     host: str
+    arch: str = ""
 
     @property
     def task(self) -> str:
         """Canonical text of everything but the device: what must agree for a record of another device to fit."""
-        return canonical({k: v for k, v in dataclasses.asdict(self).items() if k != "host"})
+        return canonical({k: v for k, v in dataclasses.asdict(self).items() if k not in ("host", "arch")})
 
     @property
     def id(self) -> str:
@@ -70,7 +72,7 @@ class Record:
 
     Parameters
     ----------
-    trace : ``sch.trace.as_json()`` of the winning schedule; replayed on the symbolic PrimFunc by the build.
+    trace : ``sch.trace.as_json()`` of the winning schedule; on a GPU [name, value] of each decision.
     decisions : the value of each sampled decision, in the order of the trace.
     seconds, spread : median time of one call and the distance between its quartiles, in seconds.
     default_seconds : the same median for the rule's untuned default, from the same final ranking;
@@ -107,6 +109,8 @@ class Record:
         """The record as plain JSON values, without its checksum."""
         body = dataclasses.asdict(self)
         del body["source"]
+        if not self.key.arch:  # as it was before GPUs: the checksums of older records name them
+            del body["key"]["arch"]
         return {"schema": SCHEMA, **body}
 
 
@@ -199,15 +203,15 @@ def best(records: list[Record], task: str) -> Record | None:
 
 @dataclass(frozen=True)
 class Host:
-    """A device's folder name taken apart: ``x86_64-v4`` is an architecture and a model."""
+    """A CPU's folder name taken apart: ``x86_64-v4`` is an architecture and a model."""
 
     architecture: str
     model: str
 
     @classmethod
     def parse(cls, name: str) -> Host:
-        """Take `name` apart; the architecture of a GPU has two parts (``cuda-sm_90-h100``)."""
-        architecture, model = re.fullmatch(r"(cuda-[^-]+|rocm-[^-]+|[^-]*)(?:-(.*))?", name, re.DOTALL).groups("")  # type: ignore[union-attr]
+        """Take `name` apart."""
+        architecture, _, model = name.partition("-")
         return cls(architecture, model)
 
     def distance(self, other: Host) -> int | None:
@@ -230,25 +234,36 @@ def neighbours(folder: Path, host: str) -> list[Path]:
     return [child for _, child in sorted(found)]
 
 
+def others(folder: Path, host: str) -> list[Path]:
+    """The logs' folders of all other devices; which of them are of an architecture stands in their records."""
+    return [child for child in sorted(folder.iterdir()) if child.is_dir() and child.name != host] if folder.is_dir() else []
+
+
 def candidates(key: RecordKey, log_dir: Path | None = None) -> Iterator[tuple[str, Path]]:
     """Where a record for `key` may be, in the order of lookup, each with its source."""
     user, shipped = log_dir or settings.log_dir(), settings.shipped_log_dir()
     yield "user", log_path(user, key.host, key.op)
     yield "shipped", log_path(shipped, key.host, key.op)
     for folder in (user, shipped):
-        for near in neighbours(folder, key.host):
-            yield "nearest", near / f"{key.op}.jsonl"
+        near = neighbours(folder, key.host) if not key.arch else others(folder, key.host)
+        for child in near:
+            yield "nearest", child / f"{key.op}.jsonl"
+
+
+def _enough_cores(record: Record) -> bool:
+    return bool(record.key.arch) or int(record.device.get("cores", cores())) >= cores()
 
 
 def lookup(key: RecordKey, log_dir: Path | None = None) -> Record | None:
     """The record to build `key` with, or None: then the rule's default is used.
 
-    Order: the user's log, the log shipped for this device, the log of the nearest device of the same architecture.
-    `Record.source` says which of them it was.  A record of a machine with fewer cores is taken from the user's own log only:
-    its tiles may be too few for the cores of this one, which the default's are not.
+    Order: the user's log, the log shipped for this device, the log of the nearest device of the same architecture; for a GPU that
+    of any other one of its architecture.  `Record.source` says which of them it was, `Record.key.host` which device.  A record of
+    a machine with fewer cores is taken from the user's own log only: its tiles may be too few for the cores of this one, which the
+    default's are not.
     """
     for source, path in candidates(key, log_dir):
-        fitting = [r for r in read(path) if source == "user" or r.device.get("cores", cores()) >= cores()]
+        fitting = [r for r in read(path) if r.key.arch == key.arch and (source == "user" or _enough_cores(r))]
         found = best(fitting, key.task)
         if found is not None:
             return dataclasses.replace(found, source=source)

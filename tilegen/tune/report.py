@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from tilegen.tune.progress import duration
+
+TIME_UP = "the time was up; the same command goes on with it"
+"""Why a kernel was not searched."""
 
 STOPPED = {
     "trials": "all trials done",
@@ -32,6 +37,10 @@ class SearchResult:
     stopped : why the search ended, a key of `STOPPED`.
     rejected : how many candidates were rejected, by kind.
     correlation : the model's rank correlation, see `MetaScheduleProposer.rank_correlation`.
+    history : seconds of each trial in order, None where it was rejected.
+    reasons : the first message of each kind of rejection.
+    traffic, flops : bytes that a call moves at least, and its operations; None or 0 when unknown.
+    bandwidth : bytes per second of copying on the device; 0 when unknown.
     """
 
     name: str
@@ -47,6 +56,30 @@ class SearchResult:
     correlation: float | None
     record: str | None
     log: Path | None
+    history: list[float | None] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    traffic: int = 0
+    flops: float | None = None
+    bandwidth: float = 0.0
+
+    @property
+    def best_so_far(self) -> list[float]:
+        """The fastest of the trials up to each of them; infinite before the first valid one."""
+        found = accumulate((s if s is not None else math.inf for s in self.history), min)
+        return list(found)
+
+    @property
+    def random_seconds(self) -> float | None:
+        """What random search is expected to have found when this search had its best: the least of as many draws from the measured.
+
+        The measured candidates are better than the average of the space, so this flatters random search.
+        """
+        valid = sorted(s for s in self.history if s is not None)
+        if not valid:
+            return None
+        draws = self.best_so_far.index(valid[0]) + 1
+        share = [((len(valid) - i) / len(valid)) ** draws for i in range(len(valid) + 1)]
+        return sum(s * (share[i] - share[i + 1]) for i, s in enumerate(valid))
 
     @property
     def gain(self) -> float | None:
@@ -63,6 +96,12 @@ class SearchResult:
         rejected = f"; rejected {100 * share:.0f} % ({kinds})" if kinds else ""
         model = f"; the model's rank correlation {self.correlation:.2f}" if self.correlation is not None else ""
         lines.append(f"  {self.trials} of {self.space} candidates tried ({why}){rejected}{model}")
+        if self.random_seconds is not None:
+            found = min(s for s in self.history if s is not None)
+            at = self.best_so_far.index(found) + 1
+            lines.append(
+                f"  best at trial {at} ({duration(found)}); random search would have had {duration(self.random_seconds)} by then"
+            )
         if self.record:
             lines.append(f"  record {self.record} {'is in' if self.stopped == 'known' else 'written to'} {self.log}")
         else:
@@ -78,11 +117,17 @@ class TuneReport:
     elapsed: float
     skipped: Sequence[tuple[str, str]] = field(default=())
     """Kernels or operators that were not searched, each with the reason."""
+    device: str = "this machine"
+    bandwidth: float = 0.0
+    """Bytes per second of copying there."""
 
     def lines(self) -> list[str]:
         """The report for people; the last line says what was gained, in one sentence to paste."""
         lines = [line for result in self.results for line in result.lines()]
         lines += [f"{name}: not searched: {reason}" for name, reason in self.skipped]
+        tried = sum(r.trials for r in self.results)
+        if failed := sum(sum(r.rejected.values()) for r in self.results):
+            lines.append(f"rejected: {failed} of {tried} candidates ({100 * failed / tried:.1f} %)")
         both = [(r.default_seconds, r.seconds) for r in self.results if r.default_seconds]
         if both:
             before, after = sum(b for b, _ in both), sum(a for _, a in both)
@@ -96,5 +141,8 @@ class TuneReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
-        results = [{**dataclasses.asdict(r), "log": str(r.log) if r.log else None, "gain": r.gain} for r in self.results]
+        results = [
+            {**dataclasses.asdict(r), "log": str(r.log) if r.log else None, "gain": r.gain, "random_seconds": r.random_seconds}
+            for r in self.results
+        ]
         return {"results": results, "elapsed": self.elapsed, "skipped": list(self.skipped)}

@@ -16,11 +16,9 @@ from tilegen.mechanisms import Instance
 from tilegen.tune import engine, planned, remote
 from tilegen.tune.local import BACKENDS, Workshop
 from tilegen.tune.progress import Progress
-from tilegen.tune.report import SearchResult, TuneReport
+from tilegen.tune.report import TIME_UP, SearchResult, TuneReport
 from tilegen.tune.session import search
 from tilegen.tune.task import Task
-
-TIME_UP = "the time was up; the same command goes on with it"
 
 
 def tune(
@@ -87,26 +85,27 @@ def tune(
         from tilegen.tune.device.run import tune_device
 
         _check(instances, shapes or {})
-        return tune_device(
-            instances,
-            chosen,
-            ordinal=ordinal(target),
-            shapes=shapes or {},
-            functions=functions,
-            effort=limits,
-            deadline=deadline,
-            log_dir=log_dir or settings.log_dir(),
-            resume=resume,
-            seed=seed,
-            progress=progress or Progress(),
-        )
+        with progress or Progress() as show, _telling(show):
+            return tune_device(
+                instances,
+                chosen,
+                ordinal=ordinal(target),
+                shapes=shapes or {},
+                functions=functions,
+                effort=limits,
+                deadline=deadline,
+                log_dir=log_dir or settings.log_dir(),
+                resume=resume,
+                seed=seed,
+                progress=show,
+            )
     backend = remote.backend() if place else None
     results: list[SearchResult] = []
     skipped: list[tuple[str, str]] = []
     with progress or Progress() as show, _telling(show), Workshop(chosen.tvm, backend=backend, environment=place) as workshop:
         show.stage("planning")
         work = _tasks(instances, chosen, shapes or {}, skipped)
-        workshop.bandwidth()
+        bandwidth = workshop.bandwidth()
         for position, task in enumerate(work):
             now = time.monotonic()
             if now >= deadline:
@@ -120,7 +119,7 @@ def tune(
                 continue
             results.append(result)
             show.say(result.lines()[0])
-    return TuneReport(results, time.monotonic() - begun, skipped)
+    return TuneReport(results, time.monotonic() - begun, skipped, chosen.device, bandwidth)
 
 
 def own_target(name: str | None) -> BuildTarget:

@@ -106,7 +106,7 @@ def search(
     meaning = {"categories": space.categories, "sizes": task.sizes, "kernel": kernel, "versions": versions()}
     with Journal(journal_path(task, log_dir, seed), meaning, resume=resume) as journal:
         if journal.ranked and (len(journal.trials) >= effort.trials or journal.ranked["stopped"] == "exhausted"):
-            return _known(task, space, journal)
+            return _known(task, space, journal, workshop.bandwidth())
         progress.stage(f"{task.name}: preparing inputs and references")
         evaluator = LocalEvaluator(task, space, workshop, seed=seed)
         seeds = [incumbent] if incumbent is not None else []
@@ -141,7 +141,7 @@ def search(
         verdict["correlation"] = _correlation(proposer)
         verdict["stopped"] = stopped
         journal.rank(verdict)
-        return _result(task, space, journal, verdict)
+        return _result(task, space, journal, verdict, workshop.bandwidth())
 
 
 def rank(
@@ -201,13 +201,13 @@ def _correlation(proposer: Proposer) -> float | None:
     return proposer.rank_correlation() if isinstance(proposer, MetaScheduleProposer) else None
 
 
-def _known(task: Task, space: Space, journal: Journal) -> SearchResult:
+def _known(task: Task, space: Space, journal: Journal, bandwidth: float) -> SearchResult:
     """The result of a search that was finished by an earlier call."""
     assert journal.ranked is not None
-    return _result(task, space, journal, {**journal.ranked, "stopped": "known"})
+    return _result(task, space, journal, {**journal.ranked, "stopped": "known"}, bandwidth)
 
 
-def _result(task: Task, space: Space, journal: Journal, verdict: dict[str, Any]) -> SearchResult:
+def _result(task: Task, space: Space, journal: Journal, verdict: dict[str, Any], bandwidth: float) -> SearchResult:
     return SearchResult(
         name=task.name,
         trials=len(journal.trials),
@@ -222,4 +222,9 @@ def _result(task: Task, space: Space, journal: Journal, verdict: dict[str, Any])
         correlation=verdict["correlation"],
         record=verdict["record"],
         log=Path(verdict["log"]) if verdict["log"] else None,
+        history=journal.history(),
+        reasons=journal.reasons(),
+        traffic=traffic(task.arguments(task.sizes)),
+        flops=task.flops,
+        bandwidth=bandwidth,
     )

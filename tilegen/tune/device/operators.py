@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Kernel:
     shown : the function as people call it: a step's own is "forward".
     names : by argument its name on the stage; written : arguments that it writes.
     traffic, flops : bytes that it moves at least, and operations, at the tuned sizes; no operations: not known.
+    code : sixteen hexadecimal digits that change with what the kernel computes.
     """
 
     key: RecordKey
@@ -70,6 +72,7 @@ class Kernel:
     traffic: int
     flops: float | None
     space: DecisionSpace
+    code: str
 
     @property
     def name(self) -> str:
@@ -129,7 +132,7 @@ class Operator:
         space = DecisionSpace(asked.names, asked.categories)
         if space.total == 1:
             return None
-        _, args = part.kernel_func(kernel)
+        func, args = part.kernel_func(kernel)
         writes = set(kernel.writes())
         cost = kernel_cost(kernel, part.in_memory())
         traffic = sum(self._bytes(arg.tensor) for arg in args)
@@ -143,6 +146,7 @@ class Operator:
             traffic=traffic,
             flops=cost.flops * traffic / cost.bytes if cost.bytes else None,
             space=space,
+            code=hashlib.sha256(func.script().encode()).hexdigest()[:16],
         )
 
     def write_stage(self, libraries: Mapping[tuple[str, int], str], path: Path) -> None:

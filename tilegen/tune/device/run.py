@@ -48,8 +48,10 @@ def tune_device(
         step = instance.step_instance() if STEP in functions else None
         if step is not None:
             work.append((f"{instance.mechanism.name} step", functools.partial(Operator, step, target, shapes, step=True)))
-    with progress as show, Workshop(target.tvm, limits=LIMITS, environment={ORDINAL: str(ordinal)}) as workshop:
+    with Workshop(target.tvm, limits=LIMITS, environment={ORDINAL: str(ordinal)}) as workshop:
         workshop.builders.recycle = workshop.meter.recycle = RECYCLE
-        fleet = Fleet(workshop, effort, deadline=deadline, log_dir=log_dir, resume=resume, seed=seed, progress=show)
+        fleet = Fleet(workshop, effort, deadline=deadline, log_dir=log_dir, resume=resume, seed=seed, progress=progress)
+        workshop.bandwidth()
         results = fleet.search(work)
-    return TuneReport(results, time.monotonic() - begun, fleet.skipped)
+        bandwidth = workshop.bandwidth()
+    return TuneReport(results, time.monotonic() - begun, fleet.skipped, target.device, bandwidth)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ from tilegen.tune.local import GRACE, Workshop, summary
 from tilegen.tune.pool import Job, Reply
 from tilegen.tune.progress import Progress, duration
 from tilegen.tune.records import Record
-from tilegen.tune.report import SearchResult
+from tilegen.tune.report import TIME_UP, SearchResult
 from tilegen.tune.session import FINALISTS, Standing, journal_at, judge, versions
 
 ROUNDS = 15
@@ -59,8 +59,7 @@ class Hunt:
         self.known = records.lookup(kernel.key, log_dir)
         self.incumbent = kernel.space.indices(self.known.decisions) if self.known else None
         operator = owner.operator
-        code = hashlib.sha256(str(operator.functions[kernel.function].kernels[kernel.position]).encode()).hexdigest()[:16]
-        meaning = {"names": kernel.space.names, "sizes": operator.sizes, "kernel": code, "versions": versions()}
+        meaning = {"names": kernel.space.names, "sizes": operator.sizes, "kernel": kernel.code, "versions": versions()}
         self.journal = Journal(journal_at(kernel.key, log_dir, seed), meaning, resume=resume)
         seeds = [self.incumbent] if self.incumbent is not None else []
         self.proposer = DeviceProposer(kernel.space, seeds=seeds, seed=seed)
@@ -168,6 +167,7 @@ class Fleet:
         self.log_dir, self.resume, self.seed, self.progress = log_dir, resume, seed, progress
         self.staged: list[Staged] = []
         self.skipped: list[tuple[str, str]] = []
+        self.reached: set[str] = set()
         self.trials = self.rejected = 0
 
     def search(self, operators: Sequence[tuple[str, Callable[[], Operator]]]) -> list[SearchResult]:
@@ -190,6 +190,7 @@ class Fleet:
                 rounds += 1
                 if not any(self._wanted(hunt, rounds) for staged in self.staged for hunt in staged.active()):
                     break
+            self.skipped += [(name, TIME_UP) for name, _ in operators if name not in self.reached]
             return self._finish()
         finally:
             for staged in self.staged:
@@ -224,9 +225,7 @@ class Fleet:
         for staged in sorted(self.staged, key=_seconds, reverse=True):
             yield from self._batches(staged, rounds)
         for name, make in fresh:
-            if time.monotonic() >= self._stop():
-                self.skipped.append((name, "the time was up; the same command goes on with it"))
-                continue
+            self.reached.add(name)
             self.progress.stage(f"planning {name}")
             try:
                 staged = Staged(make(), self.workshop.folder)
@@ -245,12 +244,15 @@ class Fleet:
             yield from self._batches(staged, rounds)
 
     def _batches(self, staged: Staged, rounds: int) -> Iterator[Job]:
+        batches = []
         for hunt in staged.active():
-            if not self._wanted(hunt, rounds):
-                continue
-            batch = hunt.proposer.propose(min(self.effort.batch, self.effort.trials - len(hunt.journal.trials)))
-            hunt.exhausted = not batch
-            for candidate in batch:
+            if self._wanted(hunt, rounds):
+                batch = hunt.proposer.propose(min(self.effort.batch, self.effort.trials - len(hunt.journal.trials)))
+                hunt.exhausted = not batch
+                batches.append([(hunt, candidate) for candidate in batch])
+        # In turns: when time runs out, every kernel has had its part.
+        for pairs in itertools.zip_longest(*batches):
+            for hunt, candidate in filter(None, pairs):
                 place = hunt.kernel.function, hunt.kernel.position
                 yield self._build_job(staged, *place, candidate.decisions, (staged, hunt, candidate))
 
@@ -316,7 +318,7 @@ class Fleet:
                 elif not staged.error and hunt.journal.successes():
                     found.append(self._ranked(staged, hunt))
                 elif not staged.error:
-                    failed.append((hunt.kernel.name, "the time was up; the same command goes on with it"))
+                    failed.append((hunt.kernel.name, TIME_UP))
         if failed and not found and any(h.error for s in self.staged for h in s.hunts.values()):
             raise ScheduleError(failed[0][1])
         self.skipped += failed
@@ -353,7 +355,8 @@ class Fleet:
             winner, verdict = judge(standings, space, hunt.incumbent)  # type: ignore[arg-type]
             verdict |= {"record": None, "log": None, "correlation": hunt.proposer.rank_correlation()}
             verdict["stopped"] = "exhausted" if hunt.exhausted else "time" if time.monotonic() >= self._stop() else "trials"
-            if hunt.known is None or hunt.known.source == "nearest" or winner.decisions != hunt.incumbent:
+            # A default that won needs no record: it stays what is used, and may become better.
+            if winner.decisions != (hunt.incumbent or space.default):
                 record = self._record(staged, hunt, winner, verdict)
                 path = records.log_path(self.log_dir, hunt.kernel.key.host, hunt.kernel.key.op)
                 logs.append(path, record)
@@ -375,6 +378,11 @@ class Fleet:
             correlation=verdict["correlation"],
             record=verdict["record"],
             log=Path(verdict["log"]) if verdict["log"] else None,
+            history=journal.history(),
+            reasons=journal.reasons(),
+            traffic=hunt.kernel.traffic,
+            flops=hunt.kernel.flops,
+            bandwidth=self.workshop.bandwidth(),
         )
         self.progress.say(result.lines()[0])
         return result

@@ -1,0 +1,243 @@
+"""The tuner on GPUs, up to the measuring process: spaces, models, proposals, builds and cases."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tilegen.build import nvcc, nvrtc
+from tilegen.build.scheduled import require_names
+from tilegen.build.target import resolve
+from tilegen.errors import ScheduleError
+from tilegen.mechanisms import Instance, get
+from tilegen.tune.case import Case
+from tilegen.tune.device import build, cases
+from tilegen.tune.device.measure import unlike
+from tilegen.tune.device.model import Model
+from tilegen.tune.device.operators import Operator, tuned_sizes
+from tilegen.tune.device.propose import DeviceProposer
+from tilegen.tune.device.space import DecisionSpace
+from tilegen.tune.engine import Candidate
+from tilegen.tune.evolve import Decisions
+from tilegen.tune.gate import complaint
+from tilegen.tune.journal import Outcome
+
+SIZES = {"B": 2, "T": 48, "H": 2}
+
+
+def instance(op: str = "elementwise_attention", dtype: str = "float32") -> Instance:
+    found = get(op)
+    static = {"C": 32} if op == "elementwise_attention" else {"D": 32, "E": 32}
+    return Instance(found, found.config(**({"order": 2} if "order" in vars(found.config()) else {})), static, dtype)
+
+
+@pytest.fixture(scope="module")
+def operator() -> Operator:
+    return Operator(instance(), resolve("sm_90"), {"B": 2, "T": 48})
+
+
+def space() -> DecisionSpace:
+    return DecisionSpace(["channels", "steps", "ahead"], [[32, 1, 2, 4, 8, 16, 64], [8, 1, 2, 4, 16], [1, 0, 2]])
+
+
+def seconds(point: Decisions) -> float:
+    """Mostly a sum over the decisions, with one interaction; the best is (16, 4, 2)."""
+    channels, steps, ahead = point
+    cost = abs(math.log2(channels) - 4) + abs(math.log2(steps) - 2) + 0.3 * abs(ahead - 2)
+    return 1e-4 * math.exp(0.3 * cost + 0.2 * (ahead == 2 and steps == 16))
+
+
+class TestSpace:
+    def test_the_default_is_what_the_rule_chooses(self, operator: Operator) -> None:
+        kernel = operator.kernel(*operator.places[0])
+        assert kernel is not None
+        assert kernel.space.names[0] == "channels"
+        assert kernel.space.default == tuple(c[0] for c in kernel.space.categories)
+
+    def test_neighbours_differ_in_one_decision_and_nearest_come_first(self) -> None:
+        around = list(space().around((32, 8, 1)))
+        assert len(around) == 6 + 4 + 2 == len(set(around))
+        assert all(sum(a != b for a, b in zip(p, (32, 8, 1), strict=True)) == 1 for p in around)
+        assert set(around[:3]) <= {(16, 8, 1), (64, 8, 1), (32, 4, 1), (32, 16, 1), (32, 8, 2), (32, 8, 0)}
+
+    def test_records_of_other_spaces_are_no_points(self) -> None:
+        assert space().indices([16, 4, 0]) == (16, 4, 0)
+        assert space().indices([16, 4]) is None
+        assert space().indices([48, 4, 0]) is None
+
+    def test_what_a_rule_offers_beside_other_choices_is_added(self) -> None:
+        own = space()
+        own.extend(own.names, [[32, 128], [8], [1]])
+        assert own.categories[0][-1] == 128
+        own.extend(["channels", "other", "ahead"], [[256], [8], [1]])
+        assert 256 not in own.categories[0]
+
+
+class TestProposals:
+    def search(self, seed: int, count: int) -> list[Decisions]:
+        proposer, found = DeviceProposer(space(), seed=seed), []
+        while len(found) < count:
+            batch = proposer.propose(8)
+            proposer.learn([(c, Outcome("ok", seconds(c.decisions))) for c in batch])
+            found += [c.decisions for c in batch]
+        return found[:count]
+
+    def test_the_default_comes_first_then_its_neighbours(self) -> None:
+        found = self.search(0, 13)
+        assert found[0] == (32, 8, 1)
+        assert set(found[1:]) == set(space().around((32, 8, 1)))
+
+    def test_the_model_finds_the_best_in_a_third_of_the_space(self) -> None:
+        best = min(seconds(p) for p in itertools.product(*space().categories))
+        for seed in range(5):
+            assert min(seconds(p) for p in self.search(seed, 105 // 3)) == best
+
+    def test_nothing_is_proposed_twice_and_everything_once(self) -> None:
+        found = self.search(1, 105)
+        assert len(set(found)) == 105
+        proposer = DeviceProposer(space())
+        proposer.learn([(Candidate(p), Outcome("ok", seconds(p))) for p in found])
+        assert proposer.propose(8) == []
+
+    def test_failures_are_kept_away_from(self) -> None:
+        """Candidates of 16 steps crash: what the model proposes has few of them."""
+        proposer, proposed = DeviceProposer(space()), []
+        for _ in range(6):
+            batch = proposer.propose(8)
+            bad = Outcome("crash")
+            proposer.learn([(c, bad if c.decisions[1] == 16 else Outcome("ok", seconds(c.decisions))) for c in batch])
+            proposed += [c.decisions for c in batch]
+        assert sum(p[1] == 16 for p in proposed[13:]) <= 0.2 * len(proposed[13:])
+
+    def test_the_model_ranks_what_it_has_not_seen(self) -> None:
+        points = list(itertools.product(*space().categories))
+        random.Random(0).shuffle(points)
+        model = Model(space().categories, {p: seconds(p) for p in points[:40]})
+        expected = model.seconds(points[40:])
+        actual = np.log([seconds(p) for p in points[40:]])
+        assert np.corrcoef(expected, actual)[0, 1] > 0.9
+
+
+def compiler() -> bool:
+    return nvcc.find() is not None or (nvrtc.find() is not None and nvrtc.headers() is not None)
+
+
+@pytest.fixture
+def needs_compiler() -> None:
+    if not compiler():
+        pytest.skip("neither nvcc nor NVRTC is installed")
+
+
+class TestBuilds:
+    def job(self, operator: Operator, decisions: tuple[int, ...], folder: Path) -> dict[str, Any]:
+        text = operator.text
+        return build.build(**operator.job(*operator.places[0]), decisions=list(decisions), target=text, folder=str(folder))
+
+    def test_decisions_become_machine_code_and_a_table_of_launches(
+        self, operator: Operator, tmp_path: Path, needs_compiler: None
+    ) -> None:
+        made = self.job(operator, (), tmp_path)
+        assert made["kind"] == "ok"
+        assert Path(made["library"]).read_bytes()[:4] == b"\x7fELF"
+        (launch,) = json.loads(Path(made["library"]).with_suffix(".json").read_text())["launches"]
+        assert {a["tensor"] for a in launch["arguments"] if "tensor" in a} == {"q", "k", "v", "y"}
+        assert made["compiled"][0]["registers"] > 0
+
+    def test_equal_code_is_compiled_once(self, operator: Operator, tmp_path: Path, needs_compiler: None) -> None:
+        first = self.job(operator, (), tmp_path)
+        stamp = Path(first["library"]).stat().st_mtime_ns
+        again = self.job(operator, tuple(first["decisions"]), tmp_path)
+        assert again == first
+        assert Path(again["library"]).stat().st_mtime_ns == stamp
+        assert len(list(tmp_path.glob("*.cubin"))) == 1
+
+    def test_what_the_rule_does_not_offer_costs_no_compilation(self, operator: Operator, tmp_path: Path) -> None:
+        made = self.job(operator, (48,), tmp_path)
+        assert made["kind"] == "schedule"
+        assert "channels is 48" in made["message"]
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("launch", "message"),
+        [
+            ({"block": [1024, 2, 1], "shared": 0}, "2048 threads"),
+            ({"block": [32, 1, 1], "shared": 300_000}, "300000 bytes of shared memory"),
+            ({"block": [1024, 1, 1], "shared": "16*T"}, None),
+        ],
+    )
+    def test_launches_that_the_device_would_refuse_are_known(self, launch: dict[str, Any], message: str | None) -> None:
+        found = build.beyond(launch, resolve("sm_90").machine)  # type: ignore[arg-type]
+        assert found is None if message is None else message in (found or "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("op", ["elementwise_attention", "linear_attention"])
+def test_cases_have_references_that_the_formula_itself_meets(op: str, dtype: str, tmp_path: Path) -> None:
+    made = Operator(instance(op, dtype), resolve("sm_90"), {})
+    for number, place in enumerate(made.places):
+        folder = tmp_path / str(number)
+        cases.prepare(**made.job(*place), sizes=made.checks(), seed=0, folder=str(folder))
+        for name, sizes in made.checks().items():
+            case = Case.load(folder / name)
+            assert case.sizes == sizes
+            plain = cases._exact(made.owner, False).kernel(*place, case.inputs, sizes)
+            for output in (a.name for a in case.arguments if a.output):
+                reference, limit = case.references[output], case.limits[output]
+                assert complaint(output, plain[output], reference, limit) is None
+                assert complaint(output, plain[output] * 1.1, reference, limit)
+
+
+def test_a_stage_names_what_functions_share_once(operator: Operator, tmp_path: Path) -> None:
+    path = tmp_path / "stage.json"
+    operator.write_stage({place: f"{place[0]}{place[1]}.cubin" for place in operator.places}, path)
+    stage = json.loads(path.read_text())
+    assert stage["sizes"] == {"B": 2, "T": 48}
+    assert stage["tensors"]["q"] == {"dtype": "float32", "shape": [2, 48, 32], "role": "input"}
+    assert stage["tensors"]["grad_y"]["role"] == "grad_output"
+    assert [kernel["library"][:-6] for kernel in stage["kernels"]] == [f"{f}{i}" for f, i in operator.places]
+    for kernel in stage["kernels"]:
+        assert set(kernel["names"].values()) <= set(stage["tensors"])
+
+
+def test_sizes_fill_a_gpu_and_a_step_has_one_position() -> None:
+    usual = get("elementwise_attention").representative
+    assert tuned_sizes(instance(), {}, False) == {"B": 2 * usual["B"], "T": 4 * usual["T"]}
+    assert tuned_sizes(instance(), {"T": 100}, False)["T"] == 100
+    assert tuned_sizes(instance(), {}, True)["T"] == 1
+
+
+def test_results_at_the_tuned_sizes_are_compared_with_the_defaults() -> None:
+    expected = np.random.default_rng(0).standard_normal(1000)
+    assert unlike(expected + 1e-3, expected, "bfloat16", "bfloat16") is None
+    assert "differs" in (unlike(expected + 0.3, expected, "bfloat16", "bfloat16") or "")
+    assert "differs" in (unlike(expected + 1e-3, expected, "float32", "float32") or "")
+    assert unlike(expected + 1e-3, expected, "float32", "bfloat16") is None  # kept between kernels on half precision
+    hole = expected.copy()
+    hole[7] = np.nan
+    assert "NaN" in (unlike(hole, expected, "bfloat16", "bfloat16") or "")
+    assert unlike(expected, hole, "bfloat16", "bfloat16") is None
+
+
+def test_a_record_with_other_decisions_than_the_rule_asks_for_is_refused() -> None:
+    from test_records import record
+
+    known = record(trace=[["warps", 8], ["parts", 2]], decisions=[8, 2])
+    require_names(known, ["warps", "parts"])
+    with pytest.raises(ScheduleError, match="it decides warps, parts, the rule asks for parts, warps"):
+        require_names(known, ["parts", "warps"])
+
+
+def test_nvcc_makes_the_same_kind_of_code_as_nvrtc(tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    code, resources = nvcc.cubin('extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }', "sm_90")
+    assert code[:4] == b"\x7fELF"
+    assert [r.kernel for r in resources] == ["twice"]
