@@ -13,6 +13,8 @@ WARPS = (1, 2, 4, 8)
 PARTS = (1, 2, 4, 8)
 NARROWEST = 32
 """Columns of a result that are worth a block of their own: what all parts need is computed by each of them."""
+MOST = 4
+"""Parts beyond which what all of them read and compute outweighs what they share out."""
 
 
 class Tile:
@@ -26,23 +28,29 @@ class Tile:
         return bool(kernel.pattern == "tile")
 
     def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
-        """Warps of a block; parts of the results; whether a walk fetches ahead.
+        """Warps of a block; results by kernels of their own; parts of the results; whether a walk fetches ahead.
 
-        A walk has a block for every sequence and head, which rarely fill the card: they share out their results, and take
-        more warps to hide what one step waits for.  Where tiles of the sequence are blocks too there are enough of them.
+        A walk has a block for every sequence and head, which rarely fill the card: they share out their results.  Where each step is
+        a few products, four warps keep the scores between them in registers; where threads compute, more of them hide what one
+        waits for.  Where tiles of the sequence are blocks too there are enough of them.
         """
         side_by_side = [n for k, n in enumerate(kernel.space) if k != kernel.walked and const_int(n) is None]
         few = kernel.walked is not None and all(isinstance(n, tirx.Var) for n in side_by_side)
         walks = kernel.walked is not None
-        usual = 8 if walks else 4
+        usual = 8 if walks and not kernel.multiplies(gpu) else 4
         made = {"warps": decide("warps", WARPS, usual)}
-        extent = kernel.shared_axis()
+        # Two results of a walk rarely share an axis of columns, and the states and scores of both crowd a block.
+        alone = walks and kernel.separable() and kernel.multiplies(gpu)
+        apart = bool(decide("apart", (0, 1), 1)) if alone else False
+        extent = kernel.shared_axis(apart)
         possible = [n for n in PARTS if extent % (16 * n) == 0] or [1]
-        parts = [n for n in possible if kernel.shared_bytes(gpu, usual, n) <= gpu.shared_bytes] or possible
-        fair = [n for n in parts if extent // n >= (NARROWEST if extent <= 2 * NARROWEST else 2 * NARROWEST)] or [min(parts)]
+        parts = [n for n in possible if kernel.shared_bytes(gpu, usual, n, apart) <= gpu.shared_bytes] or possible
+        fair = [n for n in parts if n <= MOST and extent // n >= NARROWEST] or [min(parts)]
         made["parts"] = decide("parts", parts, max(fair) if few else min(parts))
         if walks:
             made["prefetch"] = decide("prefetch", (0, 1), 1)
+        if alone:
+            made["apart"] = int(apart)
         return made
 
 

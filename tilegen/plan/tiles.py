@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +37,29 @@ class TileKernel(Kernel):
     memory: set[te.Tensor] = field(default_factory=set)
     precise: set[te.Tensor] = field(default_factory=set)
     unread: set[te.Tensor] = field(default_factory=set)
+    needs: dict[te.Tensor, Cone] = field(default_factory=dict)
+
+    def apart(self) -> list[TileKernel]:
+        """A kernel for every result, each with what that one `needs`; what several need is computed by each."""
+        return [
+            dataclasses.replace(
+                self,
+                emits=[tensor],
+                frames={tensor: self.frames[tensor]},
+                locals=[t for t in self.locals if t in self.needs[tensor].locals],
+                anchors=[t for t in self.anchors if t in self.needs[tensor].walks],
+                reads=set(self.needs[tensor].memory),
+                precise=self.precise & {tensor},
+                needs={tensor: self.needs[tensor]},
+            )
+            for tensor in self.emits
+        ]
+
+    def separable(self) -> bool:
+        """Whether every result can have a walk of its own: there are several, and none is computed from another."""
+        needs = list(self.needs.values())
+        dependent = any(t in one.locals | one.walks for one in needs for t in self.emits)
+        return len(needs) > 1 and not dependent and all(one.walks for one in needs)
 
     def elements(self, at: list[Any]) -> list[Any]:
         """How many elements the tile at `at` has, as reads of tables; empty where a tile without any has work to do.
@@ -48,18 +73,26 @@ class TileKernel(Kernel):
         tables = {frame.ragged[k].count: count for frame in self.frames.values() for k, count in frame.counts(at).items()}
         return list(tables.values())
 
-    def shared_axis(self) -> int:
+    def multiplies(self, gpu: Gpu) -> bool:
+        """Whether a step is products on tensor cores and what follows from them element by element, all of it in registers."""
+        from tilegen.plan.gpu.block import narrow_of
+        from tilegen.plan.gpu.program import Program
+
+        program = Program(self, self.memory, 1, narrow_of(self, gpu))
+        return program.narrow is not None and not program.precise and all(n.way != "flat" or n.role == "load" for n in program.steps)
+
+    def shared_axis(self, apart: bool = False) -> int:
         """The extent of the widest axis of the results that blocks can share out; 1 when there is none."""
         from tilegen.plan.gpu.program import Program
 
-        found = Program(self, self.memory, 1, None).cuts
-        return 1 if found is None else found[1]
+        found = [Program(one, one.memory, 1, None).cuts for one in (self.apart() if apart else [self])]
+        return math.gcd(*[1 if cuts is None else cuts[1] for cuts in found])
 
-    def shared_bytes(self, gpu: Gpu, warps: int, parts: int) -> int:
+    def shared_bytes(self, gpu: Gpu, warps: int, parts: int, apart: bool = False) -> int:
         """The shared memory of a block of `warps` warps that computes one of `parts` parts of the results."""
         from tilegen.plan.gpu.block import shared_bytes
 
-        return shared_bytes(self, gpu, warps, parts)
+        return max(shared_bytes(one, gpu, warps, parts) for one in (self.apart() if apart else [self]))
 
     def joins(self, needs: Cone) -> bool:
         """Whether a result with these needs can be computed here: no stage is held for this tile and read for others."""
@@ -155,6 +188,7 @@ class TilePartition:
             self.kernels.append(kernel)
         kernel.frames[tensor] = frame
         kernel.emits.append(tensor)
+        kernel.needs[tensor] = needs
         kernel.reads |= needs.memory
         kernel.locals += [t for t in needs.locals if t not in kernel.locals]
         kernel.anchors += [t for t in needs.walks if t not in kernel.anchors]

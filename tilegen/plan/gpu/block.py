@@ -36,6 +36,11 @@ def narrow_dtype(tensors: Sequence[te.Tensor]) -> str | None:
     return next((str(t.dtype) for t in tensors if str(t.dtype) in NARROW), None)
 
 
+def narrow_of(kernel: TileKernel, gpu: Gpu) -> str | None:
+    """The dtype in which a kernel's operands go to the tensor cores of a GPU; None where threads contract."""
+    return narrow_dtype([*kernel.memory, *kernel.emits]) if gpu.capability >= TENSOR_CORES else None
+
+
 def homes_of(program: Program) -> dict[tuple[te.Tensor, str], Shared]:
     """The shared buffers of a program by stage and kind ("wide", "narrow", "earlier"), with the nests between which each is live."""
     found: dict[tuple[te.Tensor, str], Shared] = {}
@@ -58,8 +63,7 @@ def homes_of(program: Program) -> dict[tuple[te.Tensor, str], Shared]:
 
 def shared_bytes(kernel: TileKernel, gpu: Gpu, warps: int, parts: int) -> int:
     """The shared memory that a block of a kernel takes."""
-    narrow = narrow_dtype([*kernel.memory, *kernel.emits]) if gpu.capability >= TENSOR_CORES else None
-    return place(list(homes_of(Program(kernel, kernel.memory, warps, narrow, parts)).values()))
+    return place(list(homes_of(Program(kernel, kernel.memory, warps, narrow_of(kernel, gpu), parts)).values()))
 
 
 class Block:

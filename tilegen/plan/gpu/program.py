@@ -206,7 +206,7 @@ class Program(Holding):
         done: set[Node] = set()
         for first in [n for n in self.steps if n.way == "contract" and n.operands is not None]:
             tile = self._tile_of(first)
-            turned = [self._as_left(node, reader) for node in tile for reader in self.steps if reader not in tile and self._reads(reader, node)]
+            turned = [self._as_left(node, reader) for node in tile for reader in self.steps if reader not in tile and self._takes(reader, node)]
             if first in done or not turned or not all(turned):
                 continue
             rows, columns = first.extents
@@ -223,7 +223,7 @@ class Program(Holding):
         while stack:
             node = stack.pop()
             for other in self.steps:
-                joined = (other.way == "fragment" and self._reads(other, node)) or (node.way == "fragment" and self._reads(node, other))
+                joined = (other.way == "fragment" and self._takes(other, node)) or (node.way == "fragment" and self._takes(node, other))
                 if joined and other.way in ("fragment", "contract") and other not in found and self._at_its_place(node, other):
                     found.add(other)
                     stack.append(other)
@@ -234,7 +234,7 @@ class Program(Holding):
         reads = [(a, r) for a, b in ((one, other), (other, one)) for r in a.reads if r.source is b.tensor and a.way == "fragment"]
         return bool(reads) and all(_is(r.at, tuple(a.own)) for a, r in reads)
 
-    def _reads(self, reader: Node, node: Node) -> bool:
+    def _takes(self, reader: Node, node: Node) -> bool:
         return any(r.source is node.tensor for r in reader.reads) or any(o.source is node.tensor for o in reader.operands or ())
 
     def _as_left(self, node: Node, reader: Node) -> bool:

@@ -40,10 +40,12 @@ from tilegen.schedules.rule import Gpu
 def lower_tile(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
     """Emit a tile kernel.
 
-    Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` (0 or 1) in a walk.
+    Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` (0 or 1) in a walk, `apart`
+    (0 or 1) for a launch for every result.
     """
     assert isinstance(kernel, TileKernel)
-    TileEmitter(kernel, buffers, decisions, gpu, math).emit()
+    for one in kernel.apart() if decisions.get("apart") else [kernel]:
+        TileEmitter(one, buffers, decisions, gpu, math).emit()
 
 
 class TileEmitter(Nests):
