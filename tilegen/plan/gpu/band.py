@@ -50,7 +50,9 @@ def narrow(program: Any) -> dict[te.Tensor, float]:
     found: dict[te.Tensor, float] = {}
     for family in _families(program):
         layout = family[0].layout
-        plain = all(n.layout == layout and n.cut is None and n.role in ("map", "reduce") and n not in program.precise for n in family)
+        plain = all(
+            n.layout == layout and n.cut is None and n.role in ("map", "reduce") and n not in program.precise for n in family
+        )
         if not plain or not layout.tensor or layout.turned or layout.across > 1:
             continue
         band = Bands(program, family).find()
@@ -119,7 +121,9 @@ class Bands:
     def _term(self, node: Node) -> Any:
         """The value of a stage, or the terms of a sum or maximum, at (row, row + shift)."""
         axes = [*stages.axes(node.tensor), *([a.var for a in stages.reduce_axes(node.tensor)] if node.way == "rowstat" else [])]
-        return substitute(stages.body(node.tensor), dict(zip(axes, [*self.program.outer, self.row, self.row + self.shift], strict=True)))
+        return substitute(
+            stages.body(node.tensor), dict(zip(axes, [*self.program.outer, self.row, self.row + self.shift], strict=True))
+        )
 
     def _inlined(self, load: Any) -> Any:
         """The expression of a stage that is computed where it is read, or None."""
@@ -158,7 +162,9 @@ class Bands:
         smaller, larger = comparison.a, comparison.b
         if isinstance(comparison, (prim.GT, prim.GE)):
             smaller, larger = larger, smaller
-        gap = self._simplified(larger - smaller - (1 if isinstance(comparison, (prim.LT, prim.GT)) else 0))  # true where it is not negative
+        gap = self._simplified(
+            larger - smaller - (1 if isinstance(comparison, (prim.LT, prim.GT)) else 0)
+        )  # true where it is not negative
         if not variables(gap) or not all(v.same_as(self.shift) for v in variables(gap)):
             return
         at = [const_int(self._simplified(substitute(gap, {self.shift: tirx.const(k, "int32")}))) for k in range(2)]

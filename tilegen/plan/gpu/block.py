@@ -182,7 +182,9 @@ class Block:
                 return None
             return self._element(held, indices[self.rank :], when, list(inner), layout, at, column)
 
-        return Values(self.kernel, self.memory, self.math, [*self.outer, *inner], self.analyzer, find, inline)
+        values = Values(self.kernel, self.memory, self.math, [*self.outer, *inner], self.analyzer, find, inline)
+        values.products = [self.registers[t] for t, held in self.program.held.items() if held.node.way == "contract"]
+        return values
 
     def _element(
         self, held: Held, inner: list[Any], when: str, point: list[Any], layout: Layout | None, at: Registers | None, column: bool
@@ -215,12 +217,16 @@ class Block:
     # ---------------------------------------------------------------- loops
 
     @contextmanager
-    def _over(self, layout: Layout, rows_only: bool = False) -> Iterator[tuple[Registers, Any, Any]]:
-        """Loops over a thread's registers of a layout: (register dims, row, column)."""
+    def _over(
+        self, layout: Layout, rows_only: bool = False, blocks: tuple[int, int] | None = None
+    ) -> Iterator[tuple[Registers, Any, Any]]:
+        """Loops over a thread's registers of a layout, or of some of its blocks of columns: (register dims, row, column)."""
         a, b, c, d = layout.dims
-        extents = (a, 1, c, 1) if rows_only else (a, b, c, d)
+        first, end = blocks or (0, b)
+        extents = (a, 1, c, 1) if rows_only else (a, end - first, c, d)
         with ExitStack() as stack:
             at: list[Any] = [tirx.const(0, "int32") if n == 1 else stack.enter_context(T.unroll(0, n)) for n in extents]
+            at[1] = at[1] + first if first else at[1]
             row, column = layout.place(self.thread, (at[0], at[1], at[2], at[3]))
             # Padding is guarded wherever values are computed, so the analyzer may take rows and columns for real ones.
             r = self._let("row", row, layout.rows)

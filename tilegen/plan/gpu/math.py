@@ -64,7 +64,17 @@ def accurate(expr: Any, bind: Any) -> Any:
 
 def approximate(expr: Any, bind: Any) -> Any:
     """exp, log, sigmoid and quotients of float32 by the special function unit, everything else as the library's."""
-    exp = lambda x: unit("ex2", x * f32(math.log2(math.e)))  # noqa: E731
+    base = math.log2(math.e)
+
+    def exponent(x: Any) -> Any:
+        """x log2(e); a scaled score less its maximum takes one fused multiply-add."""
+        if isinstance(x, prim.Sub) and isinstance(x.a, prim.Select):
+            return tirx.Select(x.a.condition, exponent(x.a.true_value - x.b), exponent(x.a.false_value - x.b))
+        if isinstance(x, prim.Sub) and isinstance(x.a, prim.Mul) and isinstance(x.a.b, prim.FloatImm):
+            return x.a.a * f32(x.a.b.value * base) - x.b * f32(base)
+        return x * f32(base)
+
+    exp = lambda x: unit("ex2", exponent(x))  # noqa: E731
 
     def change(node: Any) -> Any:
         known = call_name(node)

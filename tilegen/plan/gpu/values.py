@@ -11,6 +11,7 @@ from tvm import ir, te, tirx
 from tilegen.expression.walkers import call_name, dtype_of, find, is_load, load_indices, load_tensor, prim, rewrite, substitute
 from tilegen.plan import stages
 from tilegen.plan.evaluate import Evaluator, MathRule
+from tilegen.plan.gpu.masks import Domain
 from tilegen.plan.kernel import Kernel
 
 FUNCTIONS = {"exp", "exp2", "log", "log1p", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "pow", "erf"}
@@ -39,8 +40,13 @@ class Values(Evaluator):
         inline: bool,
     ):
         super().__init__(kernel, memory, math, point, None, {})
+        self.math = lambda expr: math(rewrite(expr, ir.Call, self._exposed), self._bind)
         self.analyzer, self.held, self.inline = analyzer, held, inline
+        self.defined: dict[Any, Any] = {}  # what variables were bound to
+        self.products: Sequence[Any] = ()  # registers with the results of contractions
         self.written = set()
+        self.assumed: Callable[[Any], Any] | None = None  # what is known of the kernel's choice, put into expressions
+        self.domain: Domain | None = None  # what is known of conditions on the point
         self.located: Callable[[te.Tensor, Any], Any] | None = None  # where tables place an element, by the block's own variables
 
     def resolved(self, read: Any) -> Any:
@@ -62,6 +68,8 @@ class Values(Evaluator):
         return super().element(tensor, at) if held is None else held
 
     def _resolve(self, expr: Any) -> Any:
+        expr = expr if self.assumed is None else self.assumed(expr)
+
         def load(call: Any) -> Any:
             return self.element(load_tensor(call), load_indices(call)) if is_load(call) else call
 
@@ -73,14 +81,61 @@ class Values(Evaluator):
             # What is computed is computed before the choice, or the compiler makes a branch of it again.
             return tirx.Select(condition, *[self._bind("side", self.math(s)) if find(s, is_function) else s for s in sides])
 
+        def settled(call: Any) -> Any:
+            """A choice that is made already."""
+            made = domain.decided(call.args[0]) if domain is not None and call_name(call) == "if_then_else" else None
+            return call.args[1] if made is True else call.args[2] if made is False else call
+
+        domain = self.domain
+        if domain is not None:
+            expr = rewrite(expr, ir.Call, settled)
+        if domain is not None and call_name(expr) == "if_then_else":
+            return self._choice(domain, *expr.args, select)
         value = rewrite(rewrite(expr, ir.Call, load), prim.Cast, plain_cast)
         return value if self.inline else rewrite(value, ir.Call, select)
+
+    def _choice(self, domain: Domain, condition: Any, first: Any, second: Any, select: Callable[[Any], Any]) -> Any:
+        """A choice, in whose first side its condition need not be asked again."""
+        left = domain.decided(condition, context=True)
+        # A guard around a read of memory stays: what reads it may be bound outside of the guard that makes it superfluous.
+        if left is True and not any(load_tensor(load) in self.buffers for load in find(first, is_load)):
+            return self._resolve(first)
+        known = self.bound
+        self.bound = dict(known)
+        with domain.within(condition):
+            taken = self._resolve(first)
+        self.bound = known
+        return select(tirx.if_then_else(self._resolve(condition), taken, self._resolve(second)))
 
     def _is_memory(self, expr: Any) -> bool:
         return type(expr).__name__ in ("BufferLoad", "TensorLoad") and any(expr.source.same_as(b) for b in self.buffers.values())
 
     def _bind(self, name: str, value: Any) -> Any:
-        return value if self.inline else super()._bind(name, value)
+        if self.inline:
+            return value
+        var = super()._bind(name, value)
+        if var is not value:
+            self.defined[var] = value
+        return var
+
+    def _exposed(self, call: Any) -> Any:
+        """``exp(a - b)`` with the factor of `a` in sight, which the base of the exponential takes in (see `tilegen.plan.gpu.math`)."""
+        if call_name(call) != "exp" or not isinstance(call.args[0], prim.Sub):
+            return call
+        scaled = self._scaled(call.args[0].a)
+        return call if scaled is None else tirx.exp(scaled - call.args[0].b)
+
+    def _scaled(self, value: Any) -> Any:
+        """`value` as a product with a constant, or as a choice between that and a constant; None if it is neither."""
+        while isinstance(value, ir.Var) and value in self.defined:
+            value = self.defined[value]
+        if isinstance(value, prim.Select) and isinstance(value.false_value, prim.FloatImm):
+            scaled = self._scaled(value.true_value)
+            return None if scaled is None else tirx.Select(value.condition, scaled, value.false_value)
+        if isinstance(value, prim.Mul) and isinstance(value.b, prim.FloatImm):
+            return value
+        mine = type(value).__name__ in ("BufferLoad", "TensorLoad") and any(value.source.same_as(b) for b in self.products)
+        return prim.Mul(value, tirx.const(1.0, dtype_of(value))) if mine else None
 
 
 def is_function(expr: Any) -> bool:
@@ -104,5 +159,9 @@ def rounded(value: Any, dtype: str) -> Any:
     if isinstance(value, prim.FloatImm):
         number = float(value.value)
         # TVM has no literal for a narrow infinity.
-        return tirx.reinterpret(dtype, tirx.const(INFINITE[dtype] | (number < 0) << 15, "uint16")) if isinf(number) else tirx.const(number, dtype)
+        return (
+            tirx.reinterpret(dtype, tirx.const(INFINITE[dtype] | (number < 0) << 15, "uint16"))
+            if isinf(number)
+            else tirx.const(number, dtype)
+        )
     return value.astype(dtype)
