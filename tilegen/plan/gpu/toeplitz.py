@@ -262,29 +262,32 @@ class Toeplitz:
         for n in range(pairs):
             slot = self._wrapped(base + step + (n * BLOCK + tirx.truncdiv(matrix, 2) * 8 + line))
             rows.append(name("row", T.Bind((warp * self.ring + slot) * self.pitch + tirx.truncmod(matrix, 2) * 8)))
-        words, a, b = (
-            registers(label, [n], self.narrow)
-            for label, n in (("words", 2 * (2 * blocks + 1)), ("left", 8 * blocks), ("right", 8))
-        )
-        for k in range(m // BLOCK):
-            for d in range(2 * blocks + 1):
-                with T.vectorized(0, 2) as v:
-                    T.buffer_store(words, self.taps.buffer[(taps + (k * BLOCK + 8 - 8 * d) + v,)], [2 * d + v])
+        steps = m // BLOCK
+        sizes = (("words", 2 * (2 * blocks + 2 * steps - 1)), ("left", 8 * blocks * steps), ("right", 8 * steps))
+        words, a, b = (registers(label, [n], self.narrow) for label, n in sizes)
+        for d in range(2 * blocks + 2 * steps - 1):
+            with T.vectorized(0, 2) as v:
+                T.buffer_store(words, self.taps.buffer[(taps + (m - 8 - 8 * d) + v,)], [2 * d + v])
+        for k in range(steps):
             for i in range(blocks):
                 for part, d in enumerate((1, 2, 0, 1)):  # rows 0 and 8 at columns 0, then at columns 8
                     with T.vectorized(0, 2) as v:
-                        T.buffer_store(a, words[(2 * (2 * i + d) + v,)], [8 * i + 2 * part + v])
-            for n in range(pairs):
-                with self._seen(w, n):
+                        T.buffer_store(
+                            a, words[(2 * (2 * i + 2 * (steps - 1 - k) + d) + v,)], [8 * (k * blocks + i) + 2 * part + v]
+                        )
+        for n in range(pairs):
+            with self._seen(w, n):
+                for k in range(steps):
                     pointer = self.signal.buffer.access_ptr("r", offset=rows[n] + k * BLOCK)
-                    T.evaluate(T.ptx_legacy.ldmatrix(False, 4, ".b16", b.data, 0, pointer, 0, dtype=self.narrow))
+                    T.evaluate(T.ptx_legacy.ldmatrix(False, 4, ".b16", b.data, 8 * k, pointer, 0, dtype=self.narrow))
+                for k in range(steps):
                     for i in range(blocks):
                         for half in range(2):
                             at = (i * 2 * pairs + 2 * n + half) * 4
                             T.evaluate(
                                 T.ptx_legacy.mma(
                                     "m16n8k16", "row", "col", PTX[self.narrow], PTX[self.narrow], "fp32",
-                                    a.data, 8 * i, b.data, 4 * half, self.into.data, at, False, dtype="float32",
+                                    a.data, 8 * (k * blocks + i), b.data, 8 * k + 4 * half, self.into.data, at, False, dtype="float32",
                                 )
                             )  # fmt: skip
 
