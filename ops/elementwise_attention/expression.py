@@ -40,23 +40,15 @@ def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, **state: Te
     if state and not config.stabilise:
         state = unshifted(**state)
     k2 = compute(k.shape, lambda b, i, c: k[b, i, c] * k[b, i, c], name="k2")
-    powers = [None, k]  # k^n; k^0 = 1 is never multiplied
-    for n in range(2, config.order + 1):
-        powers.append(product(powers[-1], k, f"k_{n}"))
     weigh = weights_causal if config.causal else weights_bidirectional
     w, g, m = weigh(config, k2, state.get("m"))
-    wv = product(w, v, "wv")
-    A: list[Tensor] = []
-    B: list[Tensor] = []
-    for n in range(config.order + 1):
-        for sums, x, name in ((A, wv, "A"), (B, w, "B")):
-            moment = x if n == 0 else product(x, powers[n], f"{name}x_{n}")
-            sums.append(total(config, moment, g, state.get(name), n, f"{name}_{n}"))
+    A = sums(config, product(w, v, "wv"), k, g, state.get("A"), "A")
+    B = sums(config, w, k, g, state.get("B"), "B")
     y = ratio(config, dims, q, A, B)
     if not config.return_state:
         return (y,)
     last = lambda x, name: compute((dims.B, dims.C), lambda b, c: x[b, dims.T - 1, c], name=name)  # noqa: E731
-    ends = [[last(x, f"{x.op.name}_end") for x in sums] for sums in (A, B)]
+    ends = [[last(x, f"{x.op.name}_end") for x in moments] for moments in (A, B)]
     m_end = last(m, "m_end") if m is not None else compute((dims.B, dims.C), lambda b, c: const(0, dims.acc), name="m_end")
     return (y, *(stack(dims, xs, name) for xs, name in zip(ends, ("A_end", "B_end"), strict=True)), m_end)
 
@@ -87,6 +79,15 @@ def weights_bidirectional(config: Any, k2: Tensor, _: None) -> tuple[Tensor, Non
     j = reduce_axis(time, "j")
     m = stop_gradient(compute((batch, channels), lambda b, c: reduce_min(k2[b, j.var, c], j), name="m"))
     return compute(k2.shape, lambda b, i, c: exp(m[b, c] - k2[b, i, c]), name="w"), None, m
+
+
+def sums(config: Any, x: Tensor, k: Tensor, g: Tensor | None, initial: Tensor | None, name: str) -> list[Tensor]:
+    """The sums of x k^n for every n."""
+    found = []
+    for n in range(config.order + 1):
+        x = product(x, k, f"{name}x_{n}") if n else x
+        found.append(total(config, x, g, initial, n, f"{name}_{n}"))
+    return found
 
 
 def total(config: Any, x: Tensor, g: Tensor | None, initial: Tensor | None, n: int, name: str) -> Tensor:

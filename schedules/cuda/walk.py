@@ -20,7 +20,7 @@ WIDTHS = (1, 2, 4)
 STEPS = (1, 2, 4, 8, 16)
 AHEAD = (0, 1, 2)
 STRIPS = (1, 2, 4, 8)
-GROUPS = (1, 2, 4, 8, 16, 32, 64)
+GROUPS = (1, 2, 4, 8, 16, 24, 32, 64)
 
 THREADS = 256
 OWN = 45
@@ -102,7 +102,7 @@ class Walk:
         wide = decide("width", WIDTHS, usual)
         # Walks without scans hold little and never wait for each other: more of them hide more of the memory's latency.
         threads = THREADS if scans_of(kernel) or registers(kernel, usual, steps, 1) > room / 2 else 2 * THREADS
-        groups = max(g for g in GROUPS if g * across <= threads * usual or g == 1)
+        groups = max(g for g in GROUPS if g == 1 or (g * across <= threads * usual and g != 24))
         return {
             "channels": across,
             "width": wide,
