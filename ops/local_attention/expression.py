@@ -2,8 +2,8 @@
 
 With a window of w positions (SeqBoat, section 2.4 of the layer; the kernel of a sliding window)::
 
-    o_i = sum_j p_ij v_j / sum_j p_ij      p_ij = exp(s_ij - max_j s_ij)      softmax
-    o_i = sum_j p_ij v_j                   p_ij = relu(s_ij)^2                relu2
+    o_i = sum_j w_ij v_j       w_ij = p_ij / sum_j p_ij, p_ij = exp(s_ij - max_j s_ij)      softmax
+                               w_ij = relu(s_ij)^2                                          relu2
     s_ij = scale q_i k_j + bias_{j-i}      i - w <= j <= i (causal), i + w (otherwise)
 
 Tile c holds the queries c C + i and the keys c C + j - w, j = 0 .. C + w (+ w): all that any of its queries sees.  Query i of
@@ -87,23 +87,23 @@ def forward(
             lambda b, h, c, i: one / if_then_else(total[b, h, c, i] > zero, total[b, h, c, i], one),
             name="share",
         )
+        # Divided before the product with v: the gradient of the sum then needs no product of its own.
+        W = compute(square, lambda b, h, c, i, j: P[b, h, c, i, j] * share[b, h, c, i], name="W")
     else:
         relu = lambda x: maximum(x, zero)  # noqa: E731
-        P = compute(
+        W = compute(
             square,
             lambda b, h, c, i, j: if_then_else(sees(b, c, i, j), relu(S[b, h, c, i, j]) * relu(S[b, h, c, i, j]), zero),
-            name="P",
+            name="W",
         )
-        share = None
 
     j = reduce_axis(K.shape[3], "j")
     shape = (*Q.shape[:4], dims.E)
-    N = compute(shape, lambda b, h, c, i, e: reduce_sum(P[b, h, c, i, j.var] * V[b, h, c, j.var, e], j), name="N")
+    N = compute(shape, lambda b, h, c, i, e: reduce_sum(W[b, h, c, i, j.var] * V[b, h, c, j.var, e], j), name="N")
 
     def row(b: Any, t: Any, h: Any, e: Any) -> Any:
         c, i = floordiv(t, C), floormod(t, C)
-        value = N[b, h, c, i, e]
-        return (value if share is None else value * share[b, h, c, i]).astype(dims.io)
+        return N[b, h, c, i, e].astype(dims.io)
 
     o = compute(v.shape, row, name="o")
     return (o, *state(config, dims, k, v, **past)) if config.return_state else (o,)

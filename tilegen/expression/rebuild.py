@@ -11,7 +11,7 @@ from tilegen.errors import ExpressionError
 from tilegen.expression.gather import scatter_add, scatter_spec
 from tilegen.expression.scan import scan, scan_inputs, scan_spec
 from tilegen.expression.stages import with_attrs
-from tilegen.expression.walkers import Expr, is_load, load_indices, load_tensor, rewrite, topological
+from tilegen.expression.walkers import Expr, is_load, load_indices, load_tensor, rewrite, same_tensor, topological
 
 Change = Callable[[Any, list[Any]], Any]
 """Makes the tensor of an operation from its new inputs; None to rebuild it as it is."""
@@ -32,7 +32,7 @@ def replace(
                 continue
             inputs = [done.get(x, x) for x in _inputs(op)]
             new = change(op, inputs) if change is not None else None
-            touched = any(a is not b and not a.same_as(b) for a, b in zip(inputs, _inputs(op), strict=True))
+            touched = any(not same_tensor(a, b) for a, b in zip(inputs, _inputs(op), strict=True))
             done[tensor] = new if new is not None else rebuilt(op, k, done, inputs) if touched else tensor
     return [done[tensor] for tensor in outputs]
 

@@ -20,9 +20,9 @@ from tvm import ir, sym, te, tirx
 
 from tilegen.expression.ragged import Placement, is_table, placement
 from tilegen.expression.scan import scan_spec
-from tilegen.expression.walkers import const_int, is_load, load_indices, load_tensor, prim, rewrite, substitute, variables
+from tilegen.expression.walkers import const_int, is_load, load_indices, load_tensor, prim, rewrite, size_estimate, substitute, variables
 from tilegen.plan import stages
-from tilegen.plan.access import stage_reads
+from tilegen.plan.access import anchors_below, stage_reads
 
 EVERYWHERE = "tilegen.everywhere"
 """The attribute of a stage that has elements which no tile stands for: the states of sequences without positions."""
@@ -247,6 +247,9 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
                 return False
         return True
 
+    def frame_like(current: te.Tensor) -> bool:
+        return stages.same_extents(outer(current), frame.extents)
+
     def inner_variables(current: te.Tensor) -> list[Any]:
         own = [tirx.Var(f"n{k}", "int32") for k in range(len(inner(current)))]
         for var, extent in zip(own, inner(current), strict=True):
@@ -285,6 +288,9 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
                 visit(source, reads_at, False)
             return
         if stages.kind(current) == "map":
+            if not tiled and not top and frame_like(current) and is_summary(current, ready):
+                found.memory.add(current)
+                return
             for source, reads_at in stage_reads(current, indices):
                 visit(source, reads_at, False)
             return
@@ -296,6 +302,14 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
     placing = {t for placed in frame.ragged.values() for t in (placed.first, placed.count)}
     found.memory |= {t for t in placing if stages.kind(t) != "input" and t not in ready}
     return found
+
+
+def is_summary(tensor: te.Tensor, ready: Collection[te.Tensor]) -> bool:
+    """Whether a pointwise statistic of rows says less than the stages of tiles that it is computed from: elsewhere it is read itself."""
+    if len(inner(tensor)) != 1:
+        return False
+    below = [t for t in anchors_below(tensor, ready) if is_local(t)]
+    return size_estimate(tensor.shape) < sum(size_estimate(t.shape) for t in below)
 
 
 def _reads(tensor: te.Tensor, indices: list[Any], analyzer: sym.Analyzer) -> list[tuple[te.Tensor, list[Any]]]:

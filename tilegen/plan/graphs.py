@@ -101,11 +101,13 @@ def backward_graph(instance: Instance, forward: Graph) -> Graph:
 
         return packed_backward(instance, forward)
     from tilegen.autodiff import gradient
+    from tilegen.plan.regroup import regrouped
 
     config = instance.config
     wrt = [s.name for s in instance.mechanism.inputs(config) if s.differentiable]
     of = [s.name for s in instance.mechanism.outputs(config) if s.differentiable]
     grads = {n: placeholder(list(forward.outputs[n].shape), str(forward.outputs[n].dtype), f"grad_{n}") for n in of}
     found = gradient([forward.outputs[n] for n in of], [forward.inputs[n] for n in wrt], [grads[n] for n in of])
-    results = list(getattr(found, "tensors", found))
+    ready = {*forward.inputs.values(), *forward.outputs.values(), *grads.values()}
+    results = regrouped(found.tensors, ready)
     return Graph(forward.inputs, {f"grad_{n}": t for n, t in zip(wrt, results, strict=True)}, forward.dims, grads)

@@ -1,7 +1,8 @@
 """The plan of an instance: for each direction its kernels, and what is saved between them.
 
 Saved or recomputed (remat) is decided by the cost model: every plan of a short list of candidates is made, and the one
-with the least estimated time of forward and backward together wins; at equal times the one that saves less.
+with the least estimated time of forward and backward together wins; at about equal times the one that saves less, unless that
+is next to nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from tilegen.plan.tiles import TileKernel, TilePartition, has_tiles
 
 SLACK = 1.02
 """A plan must be this much faster to be worth more saved memory."""
+
+LITTLE = 0.25
+"""A part of what may be saved that is so little that it need not be worth anything: statistics of rows."""
 
 SAVED_SHARE = 0.25
 """What may be saved at most, as a part of the bytes of arguments and results: memory is what limits training, not time."""
@@ -116,7 +120,8 @@ def plan(instance: Instance, sizes: dict[str, int] | None = None, balance: Balan
         choices.append(Choice(tuple(t.op.name for t in saved), sum(nbytes(t) for t in saved), time))
         if best is not None and not named and choices[-1].nbytes > room:
             continue
-        if best is None or best.chosen is None or time * SLACK < best.chosen.seconds:
+        little = choices[-1].nbytes <= LITTLE * room
+        if best is None or best.chosen is None or time * (1.0 if little else SLACK) < best.chosen.seconds:
             best = Plan(instance, functions, saved, choices, choices[-1])
     assert best is not None
     return best

@@ -15,6 +15,7 @@ from tilegen.expression.scan import scan_spec
 from tilegen.expression.walkers import topological
 from tilegen.plan import stages
 from tilegen.plan.access import anchors_below, tables_below
+from tilegen.plan.cost import stage_flops
 from tilegen.plan.frames import Cone, Frame, cone, frame_of, is_everywhere, is_local, walk_axis
 from tilegen.plan.kernel import Kernel, kernel_for
 from tilegen.schedules.rule import Gpu
@@ -154,12 +155,11 @@ class TilePartition:
         return anchors_below(tensor, self.ready) | tables_below([tensor], self.ready)
 
     def _one_way(self, tensor: te.Tensor, frame: Frame, needs: Cone) -> Cone:
-        """The cone with only the scans of the direction that most of the walked ones have."""
-        directions = [_direction(scan) for scan in needs.walks]
-        if walk_axis(tensor) is not None:
-            kept = _direction(tensor)
-        else:
-            kept = max(sorted(set(directions)), key=directions.count)
+        """The cone with only the scans of one direction: the result's own, or else that of the last ones.
+
+        Those that the last ones depend on must be in memory for them in any case.
+        """
+        kept = _direction(tensor if walk_axis(tensor) is not None else max(needs.walks, key=self.order.__getitem__))
         stored = {scan for scan in needs.walks if _direction(scan) != kept}
         rest = cone(tensor, frame, self.ready | stored)
         rest.memory |= {scan for scan in stored if scan is not tensor}
@@ -180,10 +180,8 @@ class TilePartition:
         if frame is None:
             self._place_plain(tensor, bound)
             return
-        for kernel in self.kernels[bound + 1 :]:
-            if isinstance(kernel, TileKernel) and stages.same_extents(kernel.space, frame.extents) and kernel.joins(needs):
-                break
-        else:
+        kernel = self._home(frame, needs, bound)
+        if kernel is None:
             kernel = TileKernel("tile", list(frame.extents), order=self.order)
             self.kernels.append(kernel)
         kernel.frames[tensor] = frame
@@ -196,6 +194,13 @@ class TilePartition:
             kernel.walked, kernel.reverse = _direction(kernel.anchors[0])
             kernel.extent = kernel.space[kernel.walked]
         self.memory[tensor] = kernel
+
+    def _home(self, frame: Frame, needs: Cone, bound: int) -> TileKernel | None:
+        """Of the kernels after `bound` that can compute a result the first of those that compute most of what it needs anyway."""
+        able = (kernel for kernel in self.kernels[bound + 1 :] if isinstance(kernel, TileKernel))
+        able = (kernel for kernel in able if stages.same_extents(kernel.space, frame.extents) and kernel.joins(needs))
+        shared = lambda kernel: sum(stage_flops(t) for t in needs.locals if t in kernel.locals)  # noqa: E731
+        return max(able, key=shared, default=None)
 
     def _place_plain(self, tensor: te.Tensor, bound: int) -> None:
         """A result that reads nothing but memory, a reduction over symbolic axes, or a scatter-add."""
