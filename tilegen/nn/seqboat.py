@@ -168,7 +168,7 @@ class SeqBoat(nn.Module):
         self._check(x, 2)
         filtered, h = ops.ema_step(self._before(x.unsqueeze(1)).squeeze(1), *self._ema(), state.h)
         e, skip, active, confidence = self._route(filtered)
-        q, k, r, v = self._unit(e.unsqueeze(1), state.position.unsqueeze(1))
+        q, k, r, v = self._unit(self.mx_proj(e).unsqueeze(1), state.position.unsqueeze(1))
         found, after = ops.local_attention_step(q[:, 0], k[:, 0], v[:, 0], state.past, kind=self.kind, bias=self.bias)
         g = self.h_proj(found[:, 0] * r[:, 0, 0])
         y = self._after(nn.functional.silu(skip + confidence.unsqueeze(-1) * g + x).unsqueeze(1)).squeeze(1)
@@ -195,16 +195,18 @@ class SeqBoat(nn.Module):
             filtered, h = ops.ema(rows, *self._ema(), causal=False), None
         e, skip, active, confidence = self._route(filtered)
         rows, cu_seqlens, positions = ops.compact(e, active, return_positions=True)
-        q, k, r, v = self._unit(rows.unsqueeze(0), positions.unsqueeze(0))
-        # Rows behind the last active one belong to no sequence: attention leaves them, and their gradients, as memory was.
+        # Both projections end where the active rows do: what lies behind is zero before attention, and not read after it.
+        project = lambda x, map: ops.packed_linear(x, map.weight, map.bias, cu_seqlens=cu_seqlens)  # noqa: E731
+        q, k, r, v = self._unit(project(rows, self.mx_proj).unsqueeze(0), positions.unsqueeze(0))
+        # These rows belong to no sequence: attention leaves their gradients as memory was, and gamma and beta sum over all rows.
         there = (torch.arange(rows.shape[0], device=x.device) < cu_seqlens[-1]).view(1, -1, 1, 1)
-        q, k, v = (torch.where(there, part, 0) for part in (q, k, v))
+        q, k = (torch.where(there, part, 0) for part in (q, k))
         # Checks of values want every row in a sequence; the rest is one then.
         bounds = nn.functional.pad(cu_seqlens, (0, 1), value=rows.shape[0]) if settings.debug() else cu_seqlens
         found = ops.local_attention(
             q, k, v, window=self.window, kind=self.kind, causal=self.causal, bias=self.bias, cu_seqlens=bounds
         )
-        g = self.h_proj((torch.where(there, found, 0) * r)[0, :, 0])
+        g = project((found * r)[0, :, 0], self.h_proj)
         y = self._after(nn.functional.silu(skip + confidence.unsqueeze(-1) * ops.extract(g, cu_seqlens, active) + x))
         return y, h, k, v, cu_seqlens
 
@@ -220,9 +222,9 @@ class SeqBoat(nn.Module):
         active = shares[..., 1] > shares[..., 0]
         return e, skip, active, (shares[..., 1] * active).to(e.dtype)
 
-    def _unit(self, e: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _unit(self, projected: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, r, v [B, T, 1, .] of the gated attention unit."""
-        z, r, v = nn.functional.silu(self.mx_proj(e)).split([self.key_dim, self.value_dim, self.value_dim], -1)
+        z, r, v = nn.functional.silu(projected).split([self.key_dim, self.value_dim, self.value_dim], -1)
         q, k = ((z * self.gamma[n] + self.beta[n]).unsqueeze(2) for n in range(2))
         if self.position == "rotary":
             q, k = rotary(q, positions), rotary(k, positions)

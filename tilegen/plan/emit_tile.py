@@ -58,7 +58,7 @@ class TileEmitter:
         """The whole kernel."""
         kernel = self.kernel
         with ExitStack() as stack:
-            at: list[Any] = [tirx.const(0, "int32") if const_int(n) == 1 else None for n in kernel.space]
+            at: list[Any] = [tirx.const(0, "int32") if const_int(n) == 1 and k in self.parallel else None for k, n in enumerate(kernel.space)]
             tasks = [k for k in self.parallel if at[k] is None]
             rest = stack.enter_context(T.parallel(0, _product(kernel.space[k] for k in tasks))) if tasks else None
             for k in reversed(tasks):
