@@ -77,7 +77,7 @@ class Domain:
         blocks, slant = layout.dims[0], layout.slant
         # (factor, count): rows and columns are sums of these multiples of 0 .. count - 1.
         parts = [((r + (c if slant else 0)) * blocks * PAD, layout.down), (r * PAD, blocks), (r * 8, 2), (r, 8), (c, 8)]
-        parts.append((c * 8, self.end - self.first))
+        parts += [(c * 8, self.end - self.first), (c * 8 * layout.dims[1], layout.across)]
         low = high = c * (self.first * 8 + (slant[0] if slant else 0))
         for factor, count in parts:
             low, high = low + min(0, factor * (count - 1)), high + max(0, factor * (count - 1))
