@@ -156,12 +156,12 @@ class Toeplitz:
 
     # ---------------------------------------------------------------- loads
 
-    def _fill(self, count: int, value: Callable[[Any, Evaluator], Any], put: Callable[[Any, int, Any], None]) -> None:
+    def _fill(self, count: Any, value: Callable[[Any, Evaluator], Any], put: Callable[[Any, int, Any], None]) -> None:
         """Compute ``value(position, evaluator)`` of all channels at `count` positions and `put` it into shared memory."""
         together = self.threads // (self.channels // self.width)
-        each = BATCH if count > together else 1
+        each = BATCH if const_int(count) is None or const_int(count) > together else 1
         own = tirx.truncdiv(self.thread, self.channels // self.width)
-        with T.serial(0, -(-count // (together * each))) as turn:
+        with T.serial(0, tirx.floordiv(count + (together * each - 1), together * each)) as turn:
             held, places = [], []
             for k in range(each):
                 position = name("position", T.Bind(keep((turn * each + k) * together + own)))
@@ -190,7 +190,7 @@ class Toeplitz:
             expr = tirx.if_then_else(guard, expr, tirx.const(0, str(expr.ty.dtype)))
         return Evaluator(self.kernel, memory, self.math, point, None, {}).expression(substitute(expr, mapping))
 
-    def _fill_signal(self, first: Any, slot: Any, rows: int, others: Mapping[Any, Any]) -> None:
+    def _fill_signal(self, first: Any, slot: Any, rows: Any, others: Mapping[Any, Any]) -> None:
         """`rows` rows of the signal from element `first` on, from place `slot` of the ring on."""
         found = self.found
 
@@ -205,8 +205,8 @@ class Toeplitz:
 
         self._fill(rows * self.rows, value, put)
 
-    def _fill_taps(self, first: Any, others: Mapping[Any, Any]) -> None:
-        """The taps of a span from difference `first` of w and i on, twice; those that do not exist are 0."""
+    def _fill_taps(self, first: Any, rows: Any, others: Mapping[Any, Any]) -> None:
+        """The taps of `rows` rows of w from difference `first` of w and i on, twice; those that do not exist are 0."""
         found, extent = self.found, self.over_extent
 
         def value(position: Any, lane: int, memory: Any) -> Any:
@@ -220,7 +220,7 @@ class Toeplitz:
             with T.If(position > 0), T.Then():
                 T.buffer_store(self.taps.buffer, value, [at + (self.copy - 1)])
 
-        self._fill(self.span + self.rows, value, put)
+        self._fill((rows + 1) * self.rows, value, put)
 
     def _wrapped(self, slot: Any) -> Any:
         """A place of the ring that is less than one round too far."""
@@ -241,11 +241,12 @@ class Toeplitz:
             barrier()
             ahead = (self.columns - 1) * self.rows
             slot = name("slot", T.Bind(self._wrapped(base + (self.columns - 1))))
-            self._fill_signal(self.first_result + w + ahead, slot, self.steps, others)
-            self._fill_taps(w - self.rows, others)
+            left = tirx.min(tirx.floordiv(high - w + (self.rows - 1), self.rows), self.steps)
+            left = name("left", T.Bind(keep(left)))
+            self._fill_signal(self.first_result + w + ahead, slot, left, others)
+            self._fill_taps(w - self.rows, left, others)
             barrier()
-            left = tirx.floordiv(high - w + (self.rows - 1), self.rows)
-            with T.serial(0, tirx.min(left, self.steps)) as step:
+            with T.serial(0, left) as step:
                 self._rows(w + step * self.rows, base, step)
 
     def _rows(self, w: Any, base: Any, step: Any) -> None:
