@@ -73,6 +73,7 @@ class Journal:
     def __init__(self, path: Path, space: Any, *, resume: bool = True) -> None:
         self.path, self.trials, self.ranked = path, [], None
         self.known: dict[tuple[int, ...], Outcome] = {}
+        self.codes: dict[str, tuple[int, ...]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(f"{path}.lock", timeout=1.0)
         try:
@@ -95,11 +96,12 @@ class Journal:
     ranked: dict[str, Any] | None
     """What the last final ranking said, if no trial came after it."""
 
-    def add(self, decisions: Sequence[int], outcome: Outcome) -> Trial:
-        """Number a trial and put it on disk."""
+    def add(self, decisions: Sequence[int], outcome: Outcome, code: str = "") -> Trial:
+        """Number a trial and put it on disk; `code` names what was measured, where other decisions may make the same."""
         trial = Trial(len(self.trials) + 1, tuple(decisions), outcome)
         finite = {k: v for k, v in asdict(outcome).items() if v != float("inf")}
-        self._write({"trial": trial.number, "decisions": list(trial.decisions), **finite})
+        named = {"code": code} if code else {}
+        self._write({"trial": trial.number, "decisions": list(trial.decisions), **finite, **named})
         return trial
 
     def skip(self, decisions: Sequence[int], outcome: Outcome) -> None:
@@ -145,6 +147,7 @@ class Journal:
             fields = {k: line[k] for k in ("kind", "seconds", "spread", "message") if k in line}
             trial = Trial(len(self.trials) + 1, tuple(line["decisions"]), Outcome(**fields))
             self.trials.append(trial)
+            self.codes.setdefault(line.get("code", ""), trial.decisions)
             self.known[trial.decisions] = trial.outcome
             self.ranked = None
         elif "skipped" in line:

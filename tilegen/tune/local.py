@@ -36,7 +36,10 @@ from tilegen.tune.task import Task
 
 @dataclass(frozen=True)
 class Backend:
-    """Where candidates run: the functions called in measuring and building processes, and whether building disturbs measuring."""
+    """Where candidates run: the functions called in measuring and building processes, and whether building disturbs measuring.
+
+    `build` and `prepare` are what a device that is not the CPU is given candidates and cases by (`tilegen.tune.device.search`).
+    """
 
     setup: str = "tilegen.tune.measure:setup"
     measure: str = "tilegen.tune.measure:measure"
@@ -44,6 +47,8 @@ class Backend:
     outputs: str = "tilegen.tune.measure:outputs"
     copy_bandwidth: str = "tilegen.tune.measure:copy_bandwidth"
     build_setup: str = "tilegen.tune.builder:setup"
+    build: str = ""
+    prepare: str = ""
     build_torch: bool = False
     overlap: bool = False
 
@@ -55,6 +60,8 @@ _CUDA = Backend(
     rank=f"{_ON_DEVICE}:rank",
     copy_bandwidth=f"{_ON_DEVICE}:copy_bandwidth",
     build_setup="tilegen.tune.device.build:setup",
+    build="tilegen.tune.device.build:build",
+    prepare="tilegen.tune.device.cases:prepare",
     build_torch=True,  # a building process plans operators itself, whose folders import torch
     overlap=True,
 )

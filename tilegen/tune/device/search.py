@@ -47,9 +47,6 @@ SWEEP = 2
 WORTH = 0.02
 """Part of an operator's time from which a kernel is searched on."""
 
-BUILD = "tilegen.tune.device.build:build"
-PREPARE = "tilegen.tune.device.cases:prepare"
-
 
 class Hunt:
     """The search of one kernel."""
@@ -72,6 +69,7 @@ class Hunt:
         self.exhausted = False
         self.waiting: list[tuple[Candidate, dict[str, Any]]] = []
         self.libraries: dict[Decisions, str] = {}
+        self.codes = dict(self.journal.codes)
         self.results: list[tuple[Candidate, Outcome]] = []
         self.best = min((t.outcome.seconds for t in self.journal.successes()), default=float("inf"))
 
@@ -85,11 +83,13 @@ class Hunt:
             self.note(candidate, Outcome(reply.value["kind"], message=reply.value["message"]))
         else:
             self.kernel.space.extend(reply.value["names"], reply.value["categories"])
-            twin = next((p for p, library in self.libraries.items() if library == reply.value["library"]), None)
             self.libraries[candidate.decisions] = reply.value["library"]
-            if twin is not None and twin != candidate.decisions:
+            twin = self.codes.setdefault(Path(reply.value["library"]).stem, candidate.decisions)
+            if candidate.decisions in self.journal.known:
+                return
+            if twin != candidate.decisions:
                 self.note(candidate, Outcome("same", message=f"makes the same code as {list(twin)}"))
-            elif candidate.decisions not in self.journal.known:
+            else:
                 self.waiting.append((candidate, reply.value))
 
     def note(self, candidate: Candidate, outcome: Outcome) -> None:
@@ -97,7 +97,8 @@ class Hunt:
         if outcome.kind in FREE:
             self.journal.skip(candidate.decisions, outcome)
         else:
-            self.journal.add(candidate.decisions, outcome)
+            library = self.libraries.get(candidate.decisions, "")
+            self.journal.add(candidate.decisions, outcome, Path(library).stem)
         self.best = min(self.best, outcome.seconds)
         self.results.append((candidate, outcome))
 
@@ -205,7 +206,7 @@ class Fleet:
     def _round(self, fresh: Sequence[tuple[str, Callable[[], Operator]]], rounds: int) -> None:
         for reply in self.workshop.builders.run(self._jobs(fresh, rounds), self._stop()):
             staged: Staged = reply.job.tag[0]
-            if reply.job.call == PREPARE:
+            if reply.job.call == self.workshop.backend.prepare:
                 hunt: Hunt = reply.job.tag[1]
                 if reply.kind == OK:
                     hunt.ready = True
@@ -265,12 +266,12 @@ class Fleet:
     def _build_job(self, staged: Staged, function: str, position: int, decisions: Sequence[int], tag: Any) -> Job:
         operator = staged.operator
         arguments = operator.job(function, position) | {"decisions": list(decisions), "target": operator.text}
-        return Job(BUILD, arguments | {"folder": str(staged.folder)}, self.workshop.limits.build, tag)
+        return Job(self.workshop.backend.build, arguments | {"folder": str(staged.folder)}, self.workshop.limits.build, tag)
 
     def _case_job(self, staged: Staged, hunt: Hunt) -> Job:
         arguments = staged.operator.job(hunt.kernel.function, hunt.kernel.position)
         arguments |= {"sizes": staged.operator.checks(), "seed": self.seed, "folder": str(hunt.folder)}
-        return Job(PREPARE, arguments, self.workshop.limits.whole, (staged, hunt))
+        return Job(self.workshop.backend.prepare, arguments, self.workshop.limits.whole, (staged, hunt))
 
     def _measure(self, staged: Staged) -> None:
         """Measure what is built and has its references and its stage."""

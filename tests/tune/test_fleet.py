@@ -1,0 +1,159 @@
+"""The search of all kernels of a call on a device that is not the CPU: budgets, failures, resuming, records."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tune_device_calls as calls
+from tune_device import CATEGORIES, NAMES
+
+from tilegen.build.target import resolve
+from tilegen.errors import ScheduleError
+from tilegen.mechanisms import Instance, get
+from tilegen.tune import engine, records
+from tilegen.tune.device import operators, search
+from tilegen.tune.device.operators import Operator
+from tilegen.tune.device.search import Fleet
+from tilegen.tune.device.space import DecisionSpace
+from tilegen.tune.local import Backend, Workshop
+from tilegen.tune.progress import Silent
+from tilegen.tune.report import SearchResult
+
+PARTS = ("setup", "measure", "rank", "copy_bandwidth", "build", "prepare")
+SYNTHETIC = Backend(**{part: f"tune_device_calls:{part}" for part in PARTS}, build_setup="tune_device_calls:setup", overlap=True)  # type: ignore[arg-type]
+BEST = [16, 2, 8, 16, 2]
+
+
+def operator() -> Operator:
+    found = get("elementwise_attention")
+    return Operator(Instance(found, found.config(order=2), {"C": 32}, "float32"), resolve("sm_90"), {"B": 2, "T": 48})
+
+
+def hunt(folder: Path, *, trials: int = 40, minutes: float = 1.0, resume: bool = True) -> tuple[list[SearchResult], Fleet]:
+    """Search the three kernels of an operator; trials, records and measurements go to `folder`."""
+    os.environ["MEASURED"] = str(folder)
+    begun = time.monotonic()
+    with Workshop(resolve("sm_90").tvm, backend=SYNTHETIC, jobs=2) as workshop:
+        limits = engine.effort("default", trials, minutes)
+        parts: dict[str, Any] = {"deadline": begun + 60 * minutes, "log_dir": folder, "resume": resume, "seed": 0}
+        fleet = Fleet(workshop, limits, progress=Silent(), **parts)
+        return fleet.search([("ea", operator)]), fleet
+
+
+@pytest.fixture(autouse=True)
+def spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels whose rule offers `CATEGORIES`, on a machine whose driver is not asked."""
+    real = Operator.kernel
+
+    def kernel(self: Operator, function: str, position: int) -> Any:
+        import dataclasses
+
+        return dataclasses.replace(real(self, function, position), space=DecisionSpace(NAMES, CATEGORIES))  # type: ignore[type-var]
+
+    monkeypatch.setattr(Operator, "kernel", kernel)
+    monkeypatch.setattr(search, "device_text", lambda target: {"name": target.device, "arch": "sm_90"})
+    monkeypatch.setattr(search, "compiler_release", lambda: "13.0")
+    monkeypatch.setattr(operators.Operator, "name", property(lambda self: "ea"))
+
+
+def measured(folder: Path) -> Counter[str]:
+    return Counter((folder / "list").read_text().split())
+
+
+def test_every_kernel_is_searched_and_the_best_recorded(tmp_path: Path) -> None:
+    results, fleet = hunt(tmp_path, trials=60)
+    assert not fleet.skipped
+    assert len(results) == len(fleet.staged[0].hunts) >= 3
+    for result in results:
+        assert result.trials == 60
+        assert result.decisions == BEST
+        assert result.default_seconds == pytest.approx(calls.seconds([32, 1, 8, 8, 1]), rel=0.01)
+        assert result.random_seconds and result.random_seconds > result.seconds
+    kept = fleet.staged[0].hunts["forward", 0].kernel.key
+    found = records.lookup(kept, tmp_path)
+    assert found is not None
+    assert (found.decisions, found.trace) == (BEST, [list(pair) for pair in zip(NAMES, BEST, strict=True)])
+    assert found.key.arch == "sm_90"
+
+
+def test_a_bad_candidate_costs_one_trial_and_what_cannot_be_built_none(tmp_path: Path) -> None:
+    results, fleet = hunt(tmp_path, trials=30)
+    for one in fleet.staged[0].hunts.values():
+        kinds = {point: outcome.kind for point, outcome in one.journal.known.items()}
+        assert {kind for p, kind in kinds.items() if p[2] == calls.CRASHES} <= {"crash"}
+        assert {kind for p, kind in kinds.items() if p[2] == calls.WRONG} <= {"wrong"}
+        assert {kind for p, kind in kinds.items() if p[2] == calls.UNFIT} == {"schedule"}
+        assert not any(t.outcome.kind in ("schedule", "same") for t in one.journal.trials)
+    assert all(set(result.rejected) <= {"crash", "wrong"} and result.rejected for result in results)
+    assert "largest error 7" in results[0].reasons["wrong"]
+
+
+def test_equal_code_is_measured_once(tmp_path: Path) -> None:
+    _, fleet = hunt(tmp_path, trials=30)
+    assert set(measured(tmp_path).values()) == {1}
+    known = fleet.staged[0].hunts["forward", 0].journal.known
+    assert any(outcome.kind == "same" for outcome in known.values())
+
+
+def test_the_same_call_goes_on_and_measures_nothing_twice(tmp_path: Path) -> None:
+    first, _ = hunt(tmp_path, trials=12)
+    then, fleet = hunt(tmp_path, trials=24)
+    assert [r.trials for r in first] == [12] * len(first)
+    assert [r.trials for r in then] == [24] * len(then)
+    assert max(measured(tmp_path).values()) == 1
+    assert sum(measured(tmp_path).values()) == 24 * len(then)
+    again, _ = hunt(tmp_path, trials=24)
+    assert {r.stopped for r in again} == {"known"}
+    assert sum(measured(tmp_path).values()) == 24 * len(then)
+    assert fleet.trials == 12 * len(then)
+
+
+def test_the_time_is_kept(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    results, _ = hunt(tmp_path, trials=10**6, minutes=0.2)
+    assert time.monotonic() - begun < 12 * 1.05 + 0.5  # ending processes
+    assert results and all(result.stopped in ("time", "exhausted") for result in results)
+
+
+def test_without_a_valid_candidate_the_first_error_is_shown_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_WRONG", "1")
+    with pytest.raises(ScheduleError, match=r"none of the first \d+ candidates is valid(?s:.*)y: largest error 7 at \[0, 0, 1\]"):
+        hunt(tmp_path)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import pytest
+sys.path.insert(0, sys.argv[1])
+import test_fleet
+with pytest.MonkeyPatch.context() as patch:
+    test_fleet.spaces.__wrapped__(patch)
+    test_fleet.hunt(Path(sys.argv[2]), trials=40)
+"""
+
+
+def test_a_killed_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Killed after a few dozen measurements, three times; at most what was in flight is measured again."""
+    command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(tmp_path)]
+    for kill in range(3):
+        wanted = 15 * (kill + 1)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        limit = time.monotonic() + 90
+        while time.monotonic() < limit and process.poll() is None:
+            if (tmp_path / "list").exists() and sum(measured(tmp_path).values()) >= wanted:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    results, _ = hunt(tmp_path, trials=40)
+    assert [r.trials for r in results] == [40] * len(results)
+    assert sum(measured(tmp_path).values()) <= 40 * len(results) + 3
