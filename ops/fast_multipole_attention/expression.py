@@ -11,14 +11,16 @@ Of every token before the query (of every token), exactly one of these stands fo
 
     k~[g, r, c] = sum_u W_l[c, r, u] k[g w_l + u, c] + b_l[c, r]      u < w_l;  v~ likewise, with weights of its own
 
-or the mean of the r-th of p equal parts of the group.  Blocks make a query tile of m rows whose keys are one list: near keys,
-then the summaries of every level.
+or the mean of the r-th of p equal parts of the group.  Blocks make a query tile of m rows with two lists of keys: near keys, and
+the summaries of every level.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm import te
@@ -46,6 +48,7 @@ from tilegen.expression import (
 Tensor = te.Tensor
 MASKED = -1e30
 """The logit of a key that is not seen: finite, and its exponential is 0 beside any other."""
+ROWS = ("b", "h", "I", "a")
 
 
 def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, **rest: Tensor) -> tuple[Tensor, ...]:
@@ -56,7 +59,11 @@ def forward(config: Any, dims: Any, q: Tensor, k: Tensor, v: Tensor, **rest: Ten
         return step.forward(config, dims, q, k, v, **rest)
     Q, K, V = (blocks(config, dims, x, factor) for x, factor in ((q, scale(config, dims)), (k, 1.0), (v, 1.0)))
     sums = {name: pyramid(config, dims, X, name, rest) for name, X in (("k", K), ("v", V))}
-    keys, values = (tiles(config, dims, X, sums[name], name, rest) for name, X in (("k", K), ("v", V)))
+    keys, values = ([near_tiles(config, dims, X, name)] for name, X in (("k", K), ("v", V)))
+    if config.levels:
+        keys, values = (
+            [*near, far_tiles(config, dims, K.shape[2], sums[name], name, rest)] for near, name in ((keys, "k"), (values, "v"))
+        )
     y = attend(config, dims, Q, keys, values)
     return (y, *state(config, dims, k, v, sums)) if config.return_state else (y,)
 
@@ -166,15 +173,20 @@ def group(I: Any, slot: Any, level: int) -> Any:  # noqa: E741
     return floordiv(I, 1 << level) * 2 - 2 + slot + floordiv(slot, 2) * 2
 
 
-def tiles(config: Any, dims: Any, X: Tensor, sums: list[Tensor], name: str, weights: Mapping[str, Tensor]) -> Tensor:
-    """The list of keys (or values) of every tile, [B, H, nb, N, D]; zero where there is no such key."""
-    m, P, nb = config.block, config.rank, X.shape[2]
-    zero, lead = const(0, dims.acc), (dims.B, dims.H, nb)
+def near_tiles(config: Any, dims: Any, X: Tensor, name: str) -> Tensor:
+    """The near keys (or values) of every tile, [B, H, nb, N, D]; zero where there is no such key."""
+    m, nb, zero = config.block, X.shape[2], const(0, dims.acc)
 
-    def near(b: Any, h: Any, I: Any, g: Any, j: Any, d: Any) -> Any:  # noqa: E741
-        return if_then_else(all_of(I - 1 + g >= 0, I - 1 + g < nb), X[b, h, I - 1 + g, j, d], zero)
+    def body(b: Any, h: Any, I: Any, x: Any, d: Any) -> Any:  # noqa: E741
+        block = I - 1 + floordiv(x, m)
+        return if_then_else(all_of(block >= 0, block < nb), X[b, h, block, floormod(x, m), d], zero)
 
-    near_keys = compute((*lead, near_count(config) // m, m, dims.D), near, name=f"{name}_near")
+    return compute((dims.B, dims.H, nb, near_count(config), dims.D), body, name=f"{name}_near")
+
+
+def far_tiles(config: Any, dims: Any, nb: Any, sums: list[Tensor], name: str, weights: Mapping[str, Tensor]) -> Tensor:
+    """The summaries of all levels that every tile reads, [B, H, nb, F, D]; zero where there is no such group."""
+    P, zero, lead = config.rank, const(0, dims.acc), (dims.B, dims.H, nb)
     far_keys = []
     for level in levels(config):
         value = summary(config, dims, sums[level - 1], level, weights.get(f"b{name}{level}"))
@@ -185,7 +197,22 @@ def tiles(config: Any, dims: Any, X: Tensor, sums: list[Tensor], name: str, weig
             return if_then_else(inside, value(b, h, g, r, d), zero)
 
         far_keys.append(compute((*lead, far_count(config) // P, P, dims.D), far, name=f"{name}_far{level}"))
-    return joined(config, dims, lead, near_keys, far_keys, f"{name}_list")
+
+    def body(*i: Any) -> Any:
+        *at, y, d = i
+        return of_levels(config, y, lambda level, slot, r: far_keys[level - 1](*at, slot, r, d))
+
+    return compute((*lead, config.levels * far_count(config), dims.D), body, name=f"{name}_far")
+
+
+def of_levels(config: Any, y: Any, value: Callable[[int, Any, Any], Any]) -> Any:
+    """``value(level, slot, part)`` of entry `y` of a list of all summaries."""
+    found = None
+    for level in reversed(levels(config)):
+        at = y - (level - 1) * far_count(config)
+        mine = value(level, floordiv(at, config.rank), floormod(at, config.rank))
+        found = mine if found is None else if_then_else(y < level * far_count(config), mine, found)
+    return found
 
 
 def summary(config: Any, dims: Any, sums: Tensor, level: int, bias: Tensor | None) -> Callable[..., Any]:
@@ -202,65 +229,89 @@ def summary(config: Any, dims: Any, sums: Tensor, level: int, bias: Tensor | Non
     return mean
 
 
-def joined(config: Any, dims: Any, lead: tuple[Any, ...], near: Tensor, far: list[Tensor], name: str) -> Tensor:
-    """Near keys [.., blocks, m, D] and summaries [.., groups, P, D] of every level as one list [.., N, D]."""
-    m, P = config.block, config.rank
-
-    def body(*i: Any) -> Any:
-        *at, x, d = i
-        parts = [near(*at, floordiv(x, m), floormod(x, m), d)]
-        for level in levels(config):
-            y = x - offset(config, level)
-            parts.append(far[level - 1](*at, floordiv(y, P), floormod(y, P), d))
-        value = parts.pop()
-        for level in reversed(levels(config)):
-            value = if_then_else(x < offset(config, level), parts.pop(), value)
-        return value
-
-    return compute((*lead, list_length(config), dims.D), body, name=name)
-
-
 # ---------------------------------------------------------------- attention
 
 
-def attend(config: Any, dims: Any, Q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """One softmax over the list of every tile: [B, H, nb, m, D] queries -> y [B, T, H, D]."""
-    m, N, rows = config.block, list_length(config), tuple(Q.shape[:4])
-    d, x, y, z = (reduce_axis(n, name) for n, name in ((dims.D, "d"), (N, "x"), (N, "y"), (N, "z")))
-    score = compute(
-        (*rows, N), lambda b, h, I, a, x: reduce_sum(Q[b, h, I, a, d.var] * keys[b, h, I, x, d.var], d), name="score"
-    )
-    logit = compute(
-        (*rows, N),
-        lambda b, h, I, a, x: if_then_else(
-            seen(config, dims, I, a, x), score[b, h, I, a, x] + count_bias(config, dims, I, x), const(MASKED, dims.acc)
-        ),
-        name="logit",
-    )
-    top = stop_gradient(compute(rows, lambda b, h, I, a: reduce_max(logit[b, h, I, a, x.var], x), name="top"))
-    p = compute((*rows, N), lambda b, h, I, a, x: exp(logit[b, h, I, a, x] - top[b, h, I, a]), name="p")
-    den = compute(rows, lambda b, h, I, a: reduce_sum(p[b, h, I, a, y.var], y), name="den")
-    num = compute(
-        Q.shape, lambda b, h, I, a, e: reduce_sum(p[b, h, I, a, z.var] * values[b, h, I, z.var, e], z), name="num"
-    )
+def attend(config: Any, dims: Any, Q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """One softmax over the lists of every tile: [B, H, nb, m, D] queries -> y [B, T, H, D].
+
+    `keys` and `values` are the near ones and, with levels, the summaries.
+    """
+    m, rows = config.block, tuple(Q.shape[:4])
+    logits = [logit(config, dims, Q, K, name) for K, name in zip(keys, ("near", "far"), strict=False)]
+    peaks = [row(reduce_max, L, f"{L.op.name}_top") for L in logits]
+    largest = compute(rows, lambda *i: functools.reduce(maximum, [peak(*i) for peak in peaks]), name="top", axes=ROWS)
+    top = stop_gradient(largest)
+    weights = [
+        compute(L.shape, lambda b, h, I, a, x, L=L: exp(L[b, h, I, a, x] - top[b, h, I, a]), name=L.op.name.replace("logit", "p"))
+        for L in logits
+    ]
+    sums = [row(reduce_sum, p, p.op.name.replace("p", "den", 1)) for p in weights]
+    den = compute(rows, lambda *i: functools.reduce(operator.add, [total(*i) for total in sums]), name="den", axes=ROWS)
+    share = compute(rows, lambda b, h, I, a: const(1, dims.acc) / den[b, h, I, a], name="share")
+    parts = [weighted_sum(p, share, V) for p, V in zip(weights, values, strict=True)]
 
     def output(b: Any, t: Any, h: Any, e: Any) -> Any:
         I, a = floordiv(t, m), floormod(t, m)  # noqa: E741
-        return cast(num[b, h, I, a, e] / den[b, h, I, a], dims.io)
+        return cast(functools.reduce(operator.add, [part[b, h, I, a, e] for part in parts]), dims.io)
 
     return compute((dims.B, dims.T, dims.H, dims.D), output, name="y")
 
 
-def seen(config: Any, dims: Any, I: Any, a: Any, x: Any) -> Any:  # noqa: E741
-    """Whether row `a` of block I attends to entry x of its list."""
+def logit(config: Any, dims: Any, Q: Tensor, keys: Tensor, name: str) -> Tensor:
+    """The logits of every row over the near keys or the summaries of its tile, `MASKED` where it sees none."""
+    shape, first = (*Q.shape[:4], keys.shape[3]), 0 if name == "near" else near_count(config)
+    d = reduce_axis(dims.D, "d")
+    score = compute(
+        shape, lambda b, h, I, a, x: reduce_sum(Q[b, h, I, a, d.var] * keys[b, h, I, x, d.var], d), name=f"score_{name}"
+    )
+
+    def body(b: Any, h: Any, I: Any, a: Any, x: Any) -> Any:  # noqa: E741
+        visible = near_seen(config, dims, I, a, x) if name == "near" else summaries_seen(config, dims, I, x)
+        value = score[b, h, I, a, x]
+        return if_then_else(
+            visible, value if name == "near" else value + count_bias(config, dims, I, x + first), const(MASKED, dims.acc)
+        )
+
+    return compute(shape, body, name=f"logit_{name}")
+
+
+def row(reduction: Callable[..., Any], x: Tensor, name: str) -> Tensor:
+    """The sum or maximum of every row of a tile."""
+    k = reduce_axis(x.shape[4], "x")
+    return compute(x.shape[:4], lambda b, h, I, a: reduction(x[b, h, I, a, k.var], k), name=name)
+
+
+def weighted_sum(p: Tensor, share: Tensor, values: Tensor) -> Tensor:
+    """What the keys of one list add to the result, divided by the sum over all of them.
+
+    Divided before the product: the gradient of that sum then needs no product of its own.
+    """
+    w = compute(p.shape, lambda b, h, I, a, x: p[b, h, I, a, x] * share[b, h, I, a], name=p.op.name.replace("p", "w", 1))
+    z = reduce_axis(p.shape[4], "z")
+    shape = (*p.shape[:4], values.shape[4])
+    body = lambda b, h, I, a, e: reduce_sum(w[b, h, I, a, z.var] * values[b, h, I, z.var, e], z)  # noqa: E731
+    return compute(shape, body, name=p.op.name.replace("p", "num", 1))
+
+
+def near_seen(config: Any, dims: Any, I: Any, a: Any, x: Any) -> Any:  # noqa: E741
+    """Whether row `a` of block I attends to near key x."""
     m, T = config.block, dims.T
-    if config.causal:
-        before = any_of(I >= 1, config.phantom_keys)
-        cases = [all_of(x < m, before), all_of(x >= m, x - m <= a, x < 2 * m)]
-    else:
-        cases = [all_of(x < 3 * m, (I - 1) * m + x >= 0, (I - 1) * m + x < T)]
-    cases += [all_of(*inside(config, x, level), far_seen(config, dims, I, x - offset(config, level), level)) for level in levels(config)]
-    return any_of(*cases)
+    at = (I - 1) * m + x
+    if not config.causal:
+        return all_of(at >= 0, at < T)
+    return x - m <= a if config.phantom_keys else all_of(x - m <= a, at >= 0)
+
+
+def summaries_seen(config: Any, dims: Any, I: Any, y: Any) -> Any:  # noqa: E741
+    """Whether block I attends to entry y of its list of summaries."""
+    x = y + near_count(config)
+    return any_of(
+        *[
+            all_of(*inside(config, x, level), far_seen(config, dims, I, x - offset(config, level), level))
+            for level in levels(config)
+        ]
+    )
 
 
 def inside(config: Any, x: Any, level: int) -> tuple[Any, Any]:
@@ -325,7 +376,12 @@ def state(config: Any, dims: Any, k: Tensor, v: Tensor, sums: Mapping[str, list[
         return stacked(config, dims, slots, f"far_{name}_out")
 
     distant = [far(name) for name in "kv"] if config.levels else []
-    return (near(k, "near_k_out"), near(v, "near_v_out"), *distant, compute((dims.B,), lambda b: cast(T, "int32"), name="position_out"))
+    return (
+        near(k, "near_k_out"),
+        near(v, "near_v_out"),
+        *distant,
+        compute((dims.B,), lambda b: cast(T, "int32"), name="position_out"),
+    )
 
 
 def stacked(config: Any, dims: Any, slots: list[Tensor], name: str) -> Tensor:

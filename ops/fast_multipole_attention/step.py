@@ -32,9 +32,10 @@ from tilegen.ops.fast_multipole_attention.expression import (
     MASKED,
     count_bias,
     inside,
-    joined,
     levels,
     list_length,
+    near_count,
+    of_levels,
     offset,
     scale,
     stacked,
@@ -70,9 +71,7 @@ def with_token(config: Any, dims: Any, old: Tensor, token: Tensor, position: Ten
     return compute(old.shape, body, name=f"near_{name}_out")
 
 
-def share(
-    config: Any, dims: Any, given: Mapping[str, Tensor], token: Tensor, position: Tensor, name: str, level: int
-) -> Tensor:
+def share(config: Any, dims: Any, given: Mapping[str, Tensor], token: Tensor, position: Tensor, name: str, level: int) -> Tensor:
     """What the new token adds to the sums of its group, [B, H, P, D]."""
     w, P = config.width(level), config.rank
 
@@ -117,7 +116,16 @@ def visible_list(
             return total + if_then_else(exists, cast(given[f"b{name}{level}"][d, r], dims.acc), zero)
 
         far_keys.append(compute((*lead, 2, P, dims.D), body, name=f"{name}_far{level}"))
-    return joined(config, dims, lead, near_keys, far_keys, f"{name}_list")
+
+    def body(b: Any, h: Any, x: Any, d: Any) -> Any:
+        value = near_keys(b, h, floordiv(x, m), floormod(x, m), d)
+        if not config.levels:
+            return value
+        y = x - near_count(config)
+        far = of_levels(config, y, lambda level, slot, r: far_keys[level - 1](b, h, slot, r, d))
+        return if_then_else(y < 0, value, far)
+
+    return compute((*lead, list_length(config), dims.D), body, name=f"{name}_list")
 
 
 def attend(config: Any, dims: Any, q: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:

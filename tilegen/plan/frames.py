@@ -20,7 +20,17 @@ from tvm import ir, sym, te, tirx
 
 from tilegen.expression.ragged import Placement, is_table, placement
 from tilegen.expression.scan import scan_spec
-from tilegen.expression.walkers import const_int, is_load, load_indices, load_tensor, prim, rewrite, size_estimate, substitute, variables
+from tilegen.expression.walkers import (
+    const_int,
+    is_load,
+    load_indices,
+    load_tensor,
+    prim,
+    rewrite,
+    size_estimate,
+    substitute,
+    variables,
+)
 from tilegen.plan import stages
 from tilegen.plan.access import anchors_below, stage_reads
 

@@ -16,6 +16,7 @@ where a kernel before has left them.  That trades operations for the bytes of X,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -205,7 +206,7 @@ def _even(tensor: te.Tensor, rest: list[Any], parts: list[Part], conditions: lis
     found.sort(key=lambda p: p.shift)
     even = all(
         b.shift == a.shift + 1 and b.first - a.first == found[1].first - found[0].first
-        for a, b in zip(found, found[1:], strict=False)
+        for a, b in itertools.pairwise(found)
     )
     bound = ana.const_int_bound(found[0].row)
     if not even or int(bound.min_value) != 0 or any(not stages.equal(p.row, found[0].row) for p in found):

@@ -10,6 +10,7 @@ from tvm import ir, te, tirx
 
 from tilegen.expression.walkers import call_name, dtype_of, find, is_load, load_indices, load_tensor, prim, rewrite, substitute
 from tilegen.plan import stages
+from tilegen.plan.access import stage_reads
 from tilegen.plan.evaluate import Evaluator, MathRule
 from tilegen.plan.gpu.masks import Domain
 from tilegen.plan.kernel import Kernel
@@ -98,7 +99,7 @@ class Values(Evaluator):
         """A choice, in whose first side its condition need not be asked again."""
         left = domain.decided(condition, context=True)
         # A guard around a read of memory stays: what reads it may be bound outside of the guard that makes it superfluous.
-        if left is True and not any(load_tensor(load) in self.buffers for load in find(first, is_load)):
+        if left is True and not self._reads_memory(first):
             return self._resolve(first)
         known = self.bound
         self.bound = dict(known)
@@ -106,6 +107,20 @@ class Values(Evaluator):
             taken = self._resolve(first)
         self.bound = known
         return select(tirx.if_then_else(self._resolve(condition), taken, self._resolve(second)))
+
+    def _reads_memory(self, expr: Any) -> bool:
+        """Whether computing `expr` here reads memory, itself or in a stage that is computed where it is read."""
+        stack = [(load_tensor(load), load_indices(load)) for load in find(expr, is_load)]
+        while stack:
+            tensor, indices = stack.pop()
+            at = [self.analyzer.simplify(i) if hasattr(i, "ty") else i for i in indices]
+            if self.held(tensor, at) is not None:
+                continue
+            if tensor in self.buffers:
+                return True
+            if stages.kind(tensor) == "map":
+                stack += stage_reads(tensor, at)
+        return False
 
     def _is_memory(self, expr: Any) -> bool:
         return type(expr).__name__ in ("BufferLoad", "TensorLoad") and any(expr.source.same_as(b) for b in self.buffers.values())
