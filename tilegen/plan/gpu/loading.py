@@ -13,7 +13,7 @@ from tvm import ir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tilegen.expression.walkers import conjunction, substitute
-from tilegen.plan.gpu import vector
+from tilegen.plan.gpu import masks, vector
 from tilegen.plan.gpu.block import Block
 from tilegen.plan.gpu.program import Node
 from tilegen.plan.gpu.values import rounded
@@ -112,14 +112,48 @@ class Loading(Block):
             self.slots[node.tensor, piece] = slots
         if not slots:
             return
-        with self._run(node, piece) as (at, inner, exists):
-            reads = self._reads_at(node, inner, lane, run)
-            inside = self._inside(node, inner)
-            extra = conjunction([c for c in (condition, exists, inside) if c is not None])
-            for read, slot in zip(reads, slots, strict=True):
-                vector.fetch(read, lane, run, slot, at, extra)
+
+        def issue(guarded: bool) -> None:
+            with self._run(node, piece) as (at, inner, exists):
+                reads = self._reads_at(node, inner, lane, run)
+                asked = [condition if guarded else None, exists, self._inside(node, inner)]
+                extra = conjunction([c for c in asked if c is not None])
+                for read, slot in zip(reads, slots, strict=True):
+                    vector.fetch(read, lane, run, slot, at, extra, guarded)
+
+        whole = self._whole_piece(node, piece)
+        if not whole:
+            issue(True)
+            return
+        # All tiles but those at the ends of a sequence are there as a whole: then no thread asks about its rows.
+        with T.If(conjunction([*([] if condition is None else [condition]), *whole])):
+            with T.Then():
+                issue(False)
+            with T.Else():
+                issue(True)
+
+    def _whole_piece(self, node: Node, piece: Piece) -> list[Any]:
+        """Conditions of the block under which all guards of a piece hold; none where they are not comparisons of rows."""
+        if len(node.extents) != 2 or piece.rounds == 1:
+            return []
+        lane, (row, column) = self._probe(node, piece)
+        reads = self._reads_at(node, [row, column], lane, piece.run)
+        rows = range(piece.first, max(piece.first + 1, min(piece.last, node.extents[0])))
+        found: list[Any] = []
+        for guard in [part for read in reads for guard in read.guards for part in masks.parts(guard)]:
+            worst = masks.worst(guard, row, rows)
+            if worst is None:
+                return []
+            if not masks.known(worst, found):
+                found.append(worst)
+        return found
 
     def _reads_of(self, node: Node, piece: Piece) -> list[vector.VectorRead]:
+        lane, inner = self._probe(node, piece)
+        return self._reads_at(node, inner, lane, piece.run)
+
+    def _probe(self, node: Node, piece: Piece) -> tuple[Any, list[Any]]:
+        """A lane and the first point of any run of a piece, as variables."""
         run = piece.run
         inner = [tirx.Var(f"p{k}", "int32") for k in range(len(node.extents))]
         for k, (var, n) in enumerate(zip(inner, node.extents, strict=True)):
@@ -127,7 +161,7 @@ class Loading(Block):
             self.analyzer.bind(var, ir.Range(begin, end // run if k == len(inner) - 1 else end))
         lane = tirx.Var("lane", "int32")
         self.analyzer.bind(lane, ir.Range(0, run))
-        return self._reads_at(node, [*inner[:-1], inner[-1] * run], lane, run)
+        return lane, [*inner[:-1], inner[-1] * run]
 
     def _reads_at(self, node: Node, inner: Sequence[Any], lane: Any, run: int) -> list[vector.VectorRead]:
         value = self._run_value(node, inner, lane)

@@ -35,10 +35,7 @@ def gap(comparison: Any, row: Any, column: Any) -> Gap | None:
     """A comparison in that form, or None."""
     if not isinstance(comparison, COMPARISONS) or find(comparison, is_load):
         return None
-    smaller, larger = comparison.a, comparison.b
-    if isinstance(comparison, (prim.GT, prim.GE)):
-        smaller, larger = larger, smaller
-    difference = larger - smaller - (1 if isinstance(comparison, (prim.LT, prim.GT)) else 0)
+    difference = _difference(comparison)
     analyzer = sym.Analyzer()
     number = lambda k: tirx.const(k, "int32")  # noqa: E731
     rest = analyzer.simplify(substitute(difference, {row: number(0), column: number(0)}))
@@ -96,7 +93,7 @@ class Domain:
 
     def decided(self, condition: Any, context: bool = False) -> Any:
         """True, False, or what is left of a condition; `context` says whether the context counts."""
-        if self._known(condition, self.assumed) or (context and self._known(condition, self.context)):
+        if known(condition, self.assumed) or (context and known(condition, self.context)):
             return True
         if isinstance(condition, (prim.And, prim.Or)):
             decisive = isinstance(condition, prim.Or)
@@ -130,7 +127,7 @@ class Domain:
             found = [(c, worst) for c, worst in found if mine(c)]
         worst = []
         for _, condition in found:
-            if not self._known(condition, worst):
+            if not known(condition, worst):
                 worst.append(condition)
         return [c for c, _ in found], worst
 
@@ -138,19 +135,46 @@ class Domain:
     def within(self, condition: Any) -> Iterator[None]:
         """What is computed where `condition` holds."""
         before = self.context
-        self.context = [*before, *_parts(condition)]
+        self.context = [*before, *parts(condition)]
         yield
         self.context = before
 
-    @staticmethod
-    def _known(condition: Any, among: Sequence[Any]) -> bool:
-        return any(tvm_ffi.structural_equal(condition, other) for other in among)
+
+def known(condition: Any, among: Sequence[Any]) -> bool:
+    """Whether a condition is one of several."""
+    return any(tvm_ffi.structural_equal(condition, other) for other in among)
 
 
-def _parts(condition: Any) -> list[Any]:
+def parts(condition: Any) -> list[Any]:
+    """The conditions that one is a conjunction of."""
     if isinstance(condition, prim.And):
-        return [*_parts(condition.a), *_parts(condition.b)]
+        return [*parts(condition.a), *parts(condition.b)]
     return [condition]
+
+
+def worst(condition: Any, row: Any, rows: range) -> Any:
+    """A condition on `row` for that of some rows which meets it last; None if that is another one from block to block."""
+    if not any(v.same_as(row) for v in variables(condition)):
+        return condition
+    if not isinstance(condition, COMPARISONS):
+        return None
+    analyzer = sym.Analyzer()
+    at = lambda k: substitute(_difference(condition), {row: tirx.const(k, "int32")})  # noqa: E731
+    gaps: list[int] = []
+    for k in rows:
+        value = const_int(analyzer.simplify(at(k) - at(rows[0])))
+        if value is None:
+            return None
+        gaps.append(value)
+    return analyzer.simplify(at(rows[0])) + min(gaps) >= 0
+
+
+def _difference(comparison: Any) -> Any:
+    """What is not negative where a comparison holds."""
+    smaller, larger = comparison.a, comparison.b
+    if isinstance(comparison, (prim.GT, prim.GE)):
+        smaller, larger = larger, smaller
+    return larger - smaller - (1 if isinstance(comparison, (prim.LT, prim.GT)) else 0)
 
 
 def comparisons(conditions: Sequence[Any]) -> list[Any]:

@@ -32,7 +32,7 @@ def vector_reads(expr: Any, lane: Any, run: int, analyzer: Any, is_global: Any) 
     found: list[VectorRead] = []
 
     def visit(e: Any, guards: list[Any]) -> None:
-        if _is_load(e) and is_global(e.source):
+        if is_load(e) and is_global(e.source):
             width = _width(e, lane, run, analyzer)
             known = any(tvm_ffi.structural_equal(r.load, e) for r in found)
             if width > 1 and not known and not any(_has(g, lane) for g in guards):
@@ -68,12 +68,15 @@ def _width(load: Any, lane: Any, run: int, analyzer: Any) -> int:
     return width
 
 
-def fetch(read: VectorRead, lane: Any, run: int, slot: Any, at: Any, extra: Any = None) -> None:
-    """Load all `run` elements of a read into registers `slot` from register `at` on; zeros where a guard (or `extra`) forbids."""
+def fetch(read: VectorRead, lane: Any, run: int, slot: Any, at: Any, extra: Any = None, guarded: bool = True) -> None:
+    """Load all `run` elements of a read into registers `slot` from register `at` on; zeros where a guard (or `extra`) forbids.
+
+    Without `guarded` its guards are known to hold.
+    """
     buffer = read.load.source
     dtype = str(buffer.dtype)
     # `extra` says whether the element exists at all: the other guards may read memory for it.
-    guard = conjunction([*([extra] if extra is not None else []), *read.guards])
+    guard = conjunction([*([extra] if extra is not None else []), *(read.guards if guarded else [])])
     for part in range(0, run, read.width):
         with T.vectorized(0, read.width) as v:
             indices = [substitute(i, {lane: v + part}) if hasattr(i, "ty") else i for i in read.load.indices]
@@ -117,7 +120,7 @@ def cuts(expr: Any, row: Any, rows: int) -> list[int]:
     found: set[int] = set()
 
     def sources(e: Any) -> set[int]:
-        return {hash(load.source) for load in find(e, _is_load)}
+        return {hash(load.source) for load in find(e, is_load)}
 
     def visit(e: Any) -> None:
         if call_name(e) == "if_then_else":
@@ -156,7 +159,8 @@ def decided(expr: Any, analyzer: Any) -> Any:
     return tirx.if_then_else(condition, decided(first, analyzer), decided(second, analyzer))
 
 
-def _is_load(expr: Any) -> bool:
+def is_load(expr: Any) -> bool:
+    """Whether an expression is a read of memory or registers."""
     return type(expr).__name__ in ("BufferLoad", "TensorLoad")
 
 
@@ -166,7 +170,7 @@ def _is_zero(expr: Any) -> bool:
 
 def _scaled(expr: Any, slots: list[Any]) -> bool:
     """Whether `expr` is a fetched read, cast or times a constant."""
-    if _is_load(expr):
+    if is_load(expr):
         return any(expr.source.same_as(slot) for slot in slots)
     if type(expr).__name__ == "Cast":
         return _scaled(expr.value, slots)
