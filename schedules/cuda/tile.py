@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import tirx
 
+from tilegen.expression.scan import scan_inputs
 from tilegen.expression.walkers import const_int
+from tilegen.plan import stages
 from tilegen.schedules.rule import Decide, Gpu
 
 WARPS = (1, 2, 4, 8)
@@ -32,12 +35,14 @@ class Tile:
 
         A walk has a block for every sequence and head, which rarely fill the card: they share out their results.  Where each step is
         a few products, four warps keep the scores between them in registers; where threads compute, more of them hide what one
-        waits for.  Where tiles of the sequence are blocks too there are enough of them.
+        waits for, and eight where a product of two tiles of memory is all there is.  Where tiles of the sequence are blocks too there
+        are enough of them, and where their number is known parts make up for what is missing.
         """
-        side_by_side = [n for k, n in enumerate(kernel.space) if k != kernel.walked and const_int(n) is None]
-        few = kernel.walked is not None and all(isinstance(n, tirx.Var) for n in side_by_side)
         walks = kernel.walked is not None
-        usual = 8 if walks and not kernel.multiplies(gpu) else 4
+        side_by_side = [n for k, n in enumerate(kernel.space) if k != kernel.walked]
+        few = walks and all(const_int(n) is not None or isinstance(n, tirx.Var) for n in side_by_side)
+        blocks = math.prod(const_int(n) or 0 for n in side_by_side)
+        usual = 8 if walks and (steps_alone(kernel) or not kernel.multiplies(gpu)) else 4
         made = {"warps": decide("warps", WARPS, usual)}
         # Two results of a walk rarely share an axis of columns, and the states and scores of both crowd a block.
         alone = walks and kernel.separable() and kernel.multiplies(gpu)
@@ -46,12 +51,20 @@ class Tile:
         possible = [n for n in PARTS if extent % (16 * n) == 0] or [1]
         parts = [n for n in possible if kernel.shared_bytes(gpu, usual, n, apart) <= gpu.shared_bytes] or possible
         fair = [n for n in parts if n <= MOST and extent // n >= NARROWEST] or [min(parts)]
-        made["parts"] = decide("parts", parts, max(fair) if few else min(parts))
+        enough = [n for n in fair if blocks * n >= gpu.processors] or [max(fair)]
+        made["parts"] = decide("parts", parts, min(enough) if few else min(parts))
         if walks:
             made["prefetch"] = decide("prefetch", (0, 1), 1)
         if alone:
             made["apart"] = int(apart)
         return made
+
+
+def steps_alone(kernel: Any) -> bool:
+    """Whether each step of a walk does nothing but add products of tiles of memory to states."""
+    return {scan_inputs(scan.op)["x"] for scan in kernel.anchors} == set(kernel.locals) and not any(
+        stages.is_anchor(source) for tensor in kernel.locals for source, _ in stages.reads(tensor)
+    )
 
 
 RULES = [Tile()]
