@@ -22,7 +22,8 @@ UNROLLED = 16
 def forward(config: Any, dims: Any, x: Tensor, short: Tensor, long: Tensor) -> tuple[Tensor, ...]:
     """`x` [B, T, C], `short` [Ks, C], `long` [Kl, C] -> y [B, T, C]."""
     low = convolve(config, dims, x, short, dims.Ks, "low")
-    hidden = compute(x.shape, lambda b, t, c: silu(low[b, t, c]), name="hidden")
+    # In the dtype of x, as it would be between two layers: half the bytes between kernels, and what matrix products take.
+    hidden = compute(x.shape, lambda b, t, c: silu(low[b, t, c]).astype(dims.io), name="hidden")
     y = convolve(config, dims, hidden, long, dims.Kl, "filtered")
     return (compute(x.shape, lambda b, t, c: y[b, t, c].astype(dims.io), name="y"),)
 

@@ -55,8 +55,9 @@ def short_long_conv(
 
     Notes
     -----
-    CHELA (Liu et al., 2024), Eq. 8.  Sums are kept in float32 (float64 for float64).  The cost is that of the definition,
-    2 C (Ks + Kl) operations a position.
+    CHELA (Liu et al., 2024), Eq. 8.  Sums are kept in float32 (float64 for float64), what lies between the two convolutions in
+    the dtype of x.  The cost is that of the definition,
+    2 C (Ks + Kl) operations a position: matrix products where the machine has them for the dtype of x (docs/gpu.md).
     """
     config = Config(causal, cu_seqlens is not None)
     for name, kernel in (("short", short), ("long", long)):

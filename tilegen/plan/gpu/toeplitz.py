@@ -92,9 +92,6 @@ class Toeplitz:
             self.thread, self.lane = thread, name("lane", T.Bind(tirx.truncmod(thread, WARP)))
             *at, number = unravel(tirx.truncdiv(block, across), [*lead, tiles])
             self.first_result = name("p0", T.Bind(keep(number * tile)))
-            at = [
-                index.astype("int64") if k == 0 else index for k, index in enumerate(at)
-            ]  # tensors may have more than 2^31 elements
             self.lead = [name(f"b{k}", T.Bind(keep(index))) for k, index in enumerate(at)]
             self.ranges = list(zip(self.lead, lead, strict=True))
             first = tirx.truncmod(block, across) * self.channels + self._vector() * self.width
@@ -127,7 +124,6 @@ class Toeplitz:
             if axes:
                 number = stack.enter_context(T.serial(0, product([a.dom.extent for a in axes])))
                 at = unravel(number, [a.dom.extent for a in axes])
-                at = [index.astype("int64") if k == 0 and not self.lead else index for k, index in enumerate(at)]
                 found = [name(f"r{k}", T.Bind(keep(index))) for k, index in enumerate(at)]
                 self.ranges += [(var, a.dom.extent) for var, a in zip(found, axes, strict=True)]
             yield {a.var: var for a, var in zip(axes, found, strict=True)}
@@ -294,17 +290,16 @@ class Toeplitz:
 
     @contextmanager
     def _seen(self, w: Any, n: int) -> Iterator[None]:
-        """Nothing where all of the signal that a pair of column blocks would take is 0; the same for a whole block of threads."""
-        first = self.first_result + w + self.rows * BLOCK * n
-        seen = []
+        """Nothing for a pair of column blocks that has no results, or takes zeros alone; the same for a whole block of threads."""
+        results = self.first_result + self.rows * BLOCK * n
+        first, seen = results + w, [results < self.kernel.space[self.found.axis]]
         if self.found.lower is not None:
             seen.append(first + (self.rows * BLOCK - 1 + self.rows) > self.found.lower)
         if self.found.upper is not None:
             seen.append(first < self.found.upper)
         with ExitStack() as stack:
-            if seen:
-                stack.enter_context(T.If(conjunction(seen)))
-                stack.enter_context(T.Then())
+            stack.enter_context(T.If(conjunction(seen)))
+            stack.enter_context(T.Then())
             yield
 
     # ---------------------------------------------------------------- results
