@@ -71,6 +71,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"shapes": {"T": 0}}, ArgumentError, "shapes has T=0"),
     ({"target": "x86-64-v2"}, TargetError, "tune on such a machine"),
     ({"rpc": "nowhere"}, ArgumentError, "rpc is 'nowhere'"),
+    ({"functions": ["step"], "target": "cpu"}, ArgumentError, "functions has step"),
 ]
 
 
@@ -79,3 +80,24 @@ def test_wrong_arguments_are_named(change: dict[str, Any], error: type[Exception
     given: dict[str, Any] = {"ops": ["elementwise_attention"], "progress": Silent(), **change}
     with pytest.raises(error, match=message):
         tune(given.pop("ops"), **given)
+
+
+def test_the_report_is_a_page_with_plots(tuned: tuple[Path, TuneReport], tmp_path: Path) -> None:
+    from tilegen.tune import html
+
+    _, report = tuned
+    html.write(report, tmp_path / "out.html")
+    page = (tmp_path / "out.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2
+    assert "Best candidate so far" in page and "Roofline" in page
+    assert all(result.name in page for result in report.results)
+
+
+def test_the_report_says_what_random_search_would_have_found(tuned: tuple[Path, TuneReport]) -> None:
+    _, report = tuned
+    lines = report.lines()
+    for result in report.results:
+        best = min(s for s in result.history if s is not None)
+        assert result.best_so_far[-1] == best
+        assert result.random_seconds is not None and best <= result.random_seconds <= max(filter(None, result.history))
+    assert sum("random search would have had" in line for line in lines) == len(report.results)

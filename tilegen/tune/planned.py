@@ -38,12 +38,15 @@ RAGGED = (3, 37, 5, 7)
 """Sizes for the second check: odd, unequal, and no multiple of any tile."""
 
 
-def tasks(instance: Instance, target: BuildTarget, sizes: Mapping[str, int] | None = None) -> list[Task]:
+def tasks(
+    instance: Instance, target: BuildTarget, sizes: Mapping[str, int] | None = None, functions: Sequence[str] = FUNCTIONS
+) -> list[Task]:
     """The kernels of `instance` worth searching: those whose rule leaves anything to decide.
 
     Parameters
     ----------
     sizes : values of the symbolic sizes to measure at; the mechanism's representative ones unless given.
+    functions : which of forward and backward.
     """
     mechanism = instance.mechanism
     chosen = {name: (sizes or {}).get(name, mechanism.representative[name]) for name in mechanism.symbolic}
@@ -51,7 +54,7 @@ def tasks(instance: Instance, target: BuildTarget, sizes: Mapping[str, int] | No
     planned = plan(instance)
     exact = Exact(planned)
     found = []
-    for name in FUNCTIONS:
+    for name in functions:
         function = planned.functions[name]
         for position, kernel in enumerate(function.kernels):
             symbolic = module_of(function.kernel_func(kernel, MATH.get(target.kind))[0])

@@ -30,8 +30,14 @@ SESSION_SECONDS = 120
 def backend() -> Backend:
     """The backend whose measuring process asks a tracker for a device; building goes on meanwhile."""
     here = "tilegen.tune.remote"
-    names = ("setup", "measure", "rank", "outputs", "copy_bandwidth")
-    return Backend(**{name: f"{here}:{name}" for name in names}, overlap=True)
+    return Backend(
+        setup=f"{here}:setup",
+        measure=f"{here}:measure",
+        rank=f"{here}:rank",
+        outputs=f"{here}:outputs",
+        copy_bandwidth=f"{here}:copy_bandwidth",
+        overlap=True,
+    )
 
 
 def environment(address: str, key: str) -> dict[str, str]:

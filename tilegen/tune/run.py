@@ -52,7 +52,7 @@ def tune(
         must be run to be measured.
     resume : go on with the trials of earlier calls; False sets them aside.
     log_dir : where records and trials go; `tilegen.settings.log_dir()` unless given.
-    functions : which of "forward", "backward" and "step"; a step on a GPU only, where kernels of few positions have other tiles.
+    functions : which of "forward", "backward" and, on a GPU, "step", which is measured with 64 sequences of one position.
     rpc, key : ``HOST:PORT`` of a TVM RPC tracker and the name under which servers registered there: measure on one of these.
         An RPC server runs whatever it is sent; off unless given.
     progress : where to show what happens; standard error unless given.
@@ -99,12 +99,17 @@ def tune(
                 seed=seed,
                 progress=show,
             )
+    if unknown := set(functions) - {*planned.FUNCTIONS}:
+        raise ArgumentError(
+            f"functions has {', '.join(sorted(unknown))}, must be of {', '.join(planned.FUNCTIONS)}; a step is tuned on GPUs only: on "
+            "a CPU it takes microseconds whatever its tiles"
+        )
     backend = remote.backend() if place else None
     results: list[SearchResult] = []
     skipped: list[tuple[str, str]] = []
     with progress or Progress() as show, _telling(show), Workshop(chosen.tvm, backend=backend, environment=place) as workshop:
         show.stage("planning")
-        work = _tasks(instances, chosen, shapes or {}, skipped)
+        work = _tasks(instances, chosen, shapes or {}, functions, skipped)
         bandwidth = workshop.bandwidth()
         for position, task in enumerate(work):
             now = time.monotonic()
@@ -180,14 +185,18 @@ def _check(instances: Sequence[Instance], shapes: Mapping[str, int]) -> None:
 
 
 def _tasks(
-    instances: Sequence[Instance], target: BuildTarget, shapes: Mapping[str, int], skipped: list[tuple[str, str]]
+    instances: Sequence[Instance],
+    target: BuildTarget,
+    shapes: Mapping[str, int],
+    functions: Sequence[str],
+    skipped: list[tuple[str, str]],
 ) -> list[Task]:
     """The kernels to search.  Among several operators one that cannot be planned does not keep the others waiting."""
     _check(instances, shapes)
     found = []
     for instance in instances:
         try:
-            found += planned.tasks(instance, target, shapes)
+            found += planned.tasks(instance, target, shapes, functions)
         except TilegenError as error:
             if len(instances) == 1:
                 raise

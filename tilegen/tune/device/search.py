@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,17 +18,16 @@ from tilegen.build.target import BuildTarget
 from tilegen.bundle import gpu
 from tilegen.errors import ScheduleError, TilegenError
 from tilegen.tune import logs, records
-from tilegen.tune.device.operators import Kernel, Operator
-from tilegen.tune.device.propose import DeviceProposer
+from tilegen.tune.device.hunt import Hunt, Staged
+from tilegen.tune.device.operators import Operator
 from tilegen.tune.engine import Candidate, Effort
-from tilegen.tune.evolve import Decisions
-from tilegen.tune.journal import FREE, OK, Journal, Outcome
+from tilegen.tune.journal import OK, Outcome
 from tilegen.tune.local import GRACE, Workshop, summary
 from tilegen.tune.pool import Job, Reply
 from tilegen.tune.progress import Progress, duration
 from tilegen.tune.records import Record
 from tilegen.tune.report import TIME_UP, SearchResult
-from tilegen.tune.session import FINALISTS, Standing, journal_at, judge, versions
+from tilegen.tune.session import Standing, judge, versions
 
 ROUNDS = 15
 """Samples of each finalist."""
@@ -41,107 +39,14 @@ FINAL_SECONDS = 0.25
 """Of ranking one kernel, as far as time is kept for it."""
 
 FINAL_SHARE = 0.15
-SWEEP = 2
+SWEEP = 3
 """Rounds that every kernel takes part in; later ones are for kernels that take their part of the operator's time."""
+
+FIRST_BATCH = 4
+"""Candidates of each kernel in the first round: then it is known which operators and kernels are worth more."""
 
 WORTH = 0.02
 """Part of an operator's time from which a kernel is searched on."""
-
-
-class Hunt:
-    """The search of one kernel."""
-
-    def __init__(self, kernel: Kernel, owner: Staged, log_dir: Path, seed: int, resume: bool) -> None:
-        self.kernel, self.owner, self.seed, self.log_dir = kernel, owner, seed, log_dir
-        self.known = records.lookup(kernel.key, log_dir)
-        self.incumbent = kernel.space.indices(self.known.decisions) if self.known else None
-        operator = owner.operator
-        meaning = {"names": kernel.space.names, "sizes": operator.sizes, "kernel": kernel.code, "versions": versions()}
-        self.journal = Journal(journal_at(kernel.key, log_dir, seed), meaning, resume=resume)
-        seeds = [self.incumbent] if self.incumbent is not None else []
-        self.proposer = DeviceProposer(kernel.space, seeds=seeds, seed=seed)
-        self.proposer.restore(self.journal.trials)
-        self.proposer.known |= {*self.journal.known, kernel.space.default}  # the default is built for the stage anyway
-        self.before = len(self.journal.trials)
-        self.folder = Path(tempfile.mkdtemp(dir=owner.folder))
-        self.ready = False
-        self.error: str | None = None
-        self.exhausted = False
-        self.waiting: list[tuple[Candidate, dict[str, Any]]] = []
-        self.libraries: dict[Decisions, str] = {}
-        self.codes = dict(self.journal.codes)
-        self.results: list[tuple[Candidate, Outcome]] = []
-        self.best = min((t.outcome.seconds for t in self.journal.successes()), default=float("inf"))
-
-    def take(self, candidate: Candidate, reply: Reply) -> None:
-        """A candidate was built, or was not."""
-        if reply.kind != OK:
-            self.note(
-                candidate, Outcome("build" if reply.kind == "error" else reply.kind, message=f"while building: {reply.message}")
-            )
-        elif reply.value["kind"] != OK:
-            self.note(candidate, Outcome(reply.value["kind"], message=reply.value["message"]))
-        else:
-            self.kernel.space.extend(reply.value["names"], reply.value["categories"])
-            self.libraries[candidate.decisions] = reply.value["library"]
-            twin = self.codes.setdefault(Path(reply.value["library"]).stem, candidate.decisions)
-            if candidate.decisions in self.journal.known:
-                return
-            if twin != candidate.decisions:
-                self.note(candidate, Outcome("same", message=f"makes the same code as {list(twin)}"))
-            else:
-                self.waiting.append((candidate, reply.value))
-
-    def note(self, candidate: Candidate, outcome: Outcome) -> None:
-        """Write an outcome down."""
-        if outcome.kind in FREE:
-            self.journal.skip(candidate.decisions, outcome)
-        else:
-            library = self.libraries.get(candidate.decisions, "")
-            self.journal.add(candidate.decisions, outcome, Path(library).stem)
-        self.best = min(self.best, outcome.seconds)
-        self.results.append((candidate, outcome))
-
-    def learn(self) -> None:
-        """Learn from the round."""
-        results, self.results = self.results, []
-        self.proposer.learn(results)
-        if results and not self.journal.successes() and not self.waiting:
-            first = next((o for _, o in results if o.kind not in FREE), results[0][1])
-            self.error = (
-                f"{self.kernel.name}: none of the first {len(results)} candidates is valid; the first was rejected "
-                f"({first.kind}):\n{first.message}"
-            )
-
-
-class Staged:
-    """An operator and its hunts."""
-
-    def __init__(self, operator: Operator, folder: Path) -> None:
-        self.operator, self.folder = operator, Path(tempfile.mkdtemp(dir=folder))
-        self.hunts: dict[tuple[str, int], Hunt] = {}
-        self.defaults: dict[tuple[str, int], str] = {}
-        self.stage: Path | None = None
-        self.error: str | None = None
-
-    def take_default(self, place: tuple[str, int], reply: Reply) -> None:
-        """The default of a kernel was built; with the last of them the stage can be set."""
-        if reply.kind != OK or reply.value["kind"] != OK:
-            message = reply.message if reply.kind != OK else reply.value["message"]
-            function, position = place
-            name = self.operator.functions[function].kernels[position].name
-            self.error = f"the default of {function}.{name} was not built: {message}"
-            return
-        self.defaults[place] = reply.value["library"]
-        if place in self.hunts:
-            self.hunts[place].take(Candidate(self.hunts[place].kernel.space.default), reply)
-        if len(self.defaults) == len(self.operator.places):
-            self.stage = self.folder / "stage.json"
-            self.operator.write_stage(self.defaults, self.stage)
-
-    def active(self) -> list[Hunt]:
-        """Hunts that go on."""
-        return [] if self.error else [h for h in self.hunts.values() if h.error is None]
 
 
 class Fleet:
@@ -223,7 +128,7 @@ class Fleet:
 
     def _jobs(self, fresh: Sequence[tuple[str, Callable[[], Operator]]], rounds: int) -> Iterator[Job]:
         """What is to be built, in order; made as the processes come free."""
-        for staged in sorted(self.staged, key=_seconds, reverse=True):
+        for staged in sorted(self.staged, key=lambda staged: staged.seconds, reverse=True):
             yield from self._batches(staged, rounds)
         for name, make in fresh:
             self.reached.add(name)
@@ -248,7 +153,8 @@ class Fleet:
         batches = []
         for hunt in staged.active():
             if self._wanted(hunt, rounds):
-                batch = hunt.proposer.propose(min(self.effort.batch, self.effort.trials - len(hunt.journal.trials)))
+                most = self.effort.batch if rounds else min(FIRST_BATCH, self.effort.batch)
+                batch = hunt.proposer.propose(min(most, self.effort.trials - len(hunt.journal.trials)))
                 hunt.exhausted = not batch
                 batches.append([(hunt, candidate) for candidate in batch])
         # In turns: when time runs out, every kernel has had its part.
@@ -261,7 +167,7 @@ class Fleet:
         """Whether a kernel takes part in a round."""
         if hunt.exhausted or len(hunt.journal.trials) >= self.effort.trials:
             return False
-        return rounds < SWEEP or hunt.best >= WORTH * _seconds(hunt.owner)
+        return rounds < SWEEP or hunt.best >= WORTH * hunt.owner.seconds
 
     def _build_job(self, staged: Staged, function: str, position: int, decisions: Sequence[int], tag: Any) -> Job:
         operator = staged.operator
@@ -330,7 +236,7 @@ class Fleet:
         jobs = []
         for staged in self.staged:
             for hunt in staged.active():
-                for point in _finalists(hunt):
+                for point in hunt.finalists():
                     if point not in hunt.libraries:
                         place = hunt.kernel.function, hunt.kernel.position
                         jobs.append(self._build_job(staged, *place, point, (staged, hunt, Candidate(point))))
@@ -343,7 +249,7 @@ class Fleet:
         journal, space = hunt.journal, hunt.kernel.space
         verdict = journal.ranked
         if verdict is None:
-            points = [p for p in _finalists(hunt) if p in hunt.libraries]
+            points = [p for p in hunt.finalists() if p in hunt.libraries]
             samples = self.workshop.call(
                 self.workshop.backend.rank,
                 libraries=[hunt.libraries[p] for p in points],
@@ -423,20 +329,6 @@ def compiler_release() -> str:
     from tilegen.build import compilers
 
     return compilers.release(compilers.choose("nvrtc"))
-
-
-def _finalists(hunt: Hunt) -> list[Decisions]:
-    """The fastest trials, and the default and what is used now, those of them that are valid."""
-    if hunt.journal.ranked is not None:
-        return []
-    best = [t.decisions for t in hunt.journal.successes()[:FINALISTS]]
-    also = [p for p in (hunt.incumbent, hunt.kernel.space.default) if p is not None]
-    return list(dict.fromkeys([*best, *(p for p in also if p in hunt.journal.known and hunt.journal.known[p].ok)]))
-
-
-def _seconds(staged: Staged) -> float:
-    """What the kernels of an operator take together, the best of each; 0 before anything was measured."""
-    return sum(hunt.best for hunt in staged.hunts.values() if hunt.best < float("inf"))
 
 
 def _outcome(reply: Reply) -> Outcome:
