@@ -66,7 +66,11 @@ def forward(
     def sees(b: Any, c: Any, i: Any, j: Any) -> Any:
         at = c * C + j - w
         first = at >= 0 if count is None else at >= -count[b]
-        near = all_of(j >= i, j <= i + w + config.ahead, at < dims.T, first)
+        near = all_of(j >= i, j <= i + w + config.ahead, first)
+        # What a causal query of the sequence sees lies in it; those beyond see zeros, and nobody sees them.
+        if config.causal and lengths is None:
+            return near
+        near = all_of(near, at < dims.T)
         return near if lengths is None else all_of(near, at < lengths[b], c * C + i < lengths[b])
 
     if config.kind == "softmax":
@@ -81,12 +85,9 @@ def forward(
             name="P",
         )
         total = compute(square[:4], lambda b, h, c, i: reduce_sum(P[b, h, c, i, n.var], n), name="total")
-        # Rows beyond the sequence see nothing: they become zeros, not quotients of them.
-        share = compute(
-            square[:4],
-            lambda b, h, c, i: one / if_then_else(total[b, h, c, i] > zero, total[b, h, c, i], one),
-            name="share",
-        )
+        # Rows beyond the sequence may see nothing: they become zeros, not quotients of them. A causal query sees its own key.
+        seen = lambda x: x if config.causal and lengths is None else if_then_else(x > zero, x, one)  # noqa: E731
+        share = compute(square[:4], lambda b, h, c, i: one / seen(total[b, h, c, i]), name="share")
         # Divided before the product with v: the gradient of the sum then needs no product of its own.
         W = compute(square, lambda b, h, c, i, j: P[b, h, c, i, j] * share[b, h, c, i], name="W")
     else:

@@ -126,8 +126,16 @@ class TilePartition:
             kernel.name = f"{kernel.pattern}{counts.setdefault(kernel.pattern, 0)}"
             counts[kernel.pattern] += 1
             if isinstance(kernel, TileKernel):
-                kernel.locals.sort(key=self.order.__getitem__)
-                kernel.anchors.sort(key=self.order.__getitem__)
+                if kernel.walked is None:
+                    kernel.order = self._sequence(kernel)
+                kernel.locals.sort(key=kernel.order.__getitem__)
+                kernel.anchors.sort(key=kernel.order.__getitem__)
+
+    def _sequence(self, kernel: TileKernel) -> dict[te.Tensor, int]:
+        """The order of the stages of a kernel: results that need little come first, so that what only they need is held for a short time."""
+        needed = lambda tensor: sum(stage_flops(t) for t in self.cones[tensor][1].locals)  # noqa: E731
+        order = {op.output(0): k for k, op in enumerate(topological(sorted(kernel.emits, key=needed)))}
+        return {**{t: k + len(order) for t, k in self.order.items()}, **order}
 
     def _demand(self, outputs: list[te.Tensor]) -> None:
         """Every tensor that must be written: the outputs, and what some result reads outside its own outer point."""

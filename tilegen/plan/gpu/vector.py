@@ -38,9 +38,11 @@ def vector_reads(expr: Any, lane: Any, run: int, analyzer: Any, is_global: Any) 
             if width > 1 and not known and not any(_has(g, lane) for g in guards):
                 found.append(VectorRead(e, list(guards), width))
         if call_name(e) == "if_then_else":
+            # The tile of an element is that of its whole run, once it is simplified.
+            guard = analyzer.simplify(e.args[0]) if _has(e.args[0], lane) and not find(e.args[0], is_load) else e.args[0]
             visit(e.args[0], guards)
-            visit(e.args[1], [*guards, e.args[0]])
-            visit(e.args[2], [*guards, tirx.Not(e.args[0])])
+            visit(e.args[1], [*guards, guard])
+            visit(e.args[2], [*guards, tirx.Not(guard)])
             return
         for child in children(e):
             if hasattr(child, "ty"):
