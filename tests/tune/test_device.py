@@ -214,6 +214,22 @@ def test_sizes_fill_a_gpu_and_a_step_has_one_position() -> None:
     assert tuned_sizes(instance(), {}, True)["T"] == 1
 
 
+def test_rows_of_all_sequences_follow_from_their_number_and_length() -> None:
+    found = get("compact")
+    compact = Instance(found, found.config(), {"C": 32}, "float32")
+    sizes = tuned_sizes(compact, {}, False)
+    assert sizes["N"] == sizes["R"] == sizes["B"] * sizes["T"]
+    assert tuned_sizes(compact, {"R": 100}, False)["R"] == 100
+    assert all(s["N"] == s["B"] * s["T"] for s in Operator(compact, resolve("sm_90"), {}).checks().values())
+
+
+def test_packed_sequences_are_refused_with_what_to_do() -> None:
+    found = get("linear_attention")
+    packed = Instance(found, found.config(packed=True), {"D": 32, "E": 32}, "float32")
+    with pytest.raises(ScheduleError, match="linear_attention with packed sequences is not tuned"):
+        Operator(packed, resolve("sm_90"), {})
+
+
 def test_results_at_the_tuned_sizes_are_compared_with_the_defaults() -> None:
     expected = np.random.default_rng(0).standard_normal(1000)
     assert unlike(expected + 1e-3, expected, "bfloat16", "bfloat16") is None

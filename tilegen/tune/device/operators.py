@@ -16,7 +16,8 @@ from tilegen.tune.builder import evaluate
 # isort: split
 from tilegen.build.scheduled import record_key
 from tilegen.build.target import BuildTarget
-from tilegen.mechanisms import Instance
+from tilegen.errors import ScheduleError
+from tilegen.mechanisms import Instance, is_packed
 from tilegen.plan.cost import kernel_cost
 from tilegen.plan.plan import FunctionPlan
 from tilegen.schedules.registry import device_rule_for
@@ -25,9 +26,11 @@ from tilegen.tune.device.space import DecisionSpace
 from tilegen.tune.gate import dtype_of
 from tilegen.tune.records import RecordKey
 
-CHECKED = (1, 320, 2, 64)
-RAGGED = (3, 37, 5, 7)
+CHECKED, RAGGED = {"B": 1, "T": 320, "H": 2}, {"B": 3, "T": 37, "H": 5}
 """Sizes at which candidates are compared with a float64 reference: many tiles, and no multiple of any tile."""
+
+OTHERS = 96, 7
+"""Sizes of another name there."""
 
 TIMES, BATCHES = 4, 2
 """How many times the representative sizes of an operator a GPU is given: of its sequence, and of what is independent."""
@@ -47,7 +50,15 @@ def tuned_sizes(instance: Instance, given: Mapping[str, int], step: bool) -> dic
         found[name] = given.get(name, usual[name] * larger)
     if step:
         found |= {"T": 1, "B": given.get("B", 64)}
-    return found
+    return with_rows(instance, found) | {name: given[name] for name in found if name in given}
+
+
+def with_rows(instance: Instance, sizes: Mapping[str, int]) -> dict[str, int]:
+    """`sizes` with those that count the rows of all sequences together following from B and T."""
+    usual = instance.mechanism.representative
+    rows = usual.get("B", 0) * usual.get("T", 0)
+    own = {name for name in sizes if name not in ("B", "T") and usual[name] == rows}
+    return dict(sizes) | dict.fromkeys(own, sizes["B"] * sizes["T"])
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,10 @@ class Operator:
 
     def __init__(self, instance: Instance, target: BuildTarget, given: Mapping[str, int], *, step: bool = False) -> None:
         target.check(instance.dtype)
+        if is_packed(instance.config):
+            raise ScheduleError(
+                f"{instance.mechanism.name} with packed sequences is not tuned: its kernels use the rules' defaults; tune it without packed"
+            )
         self.instance, self.target, self.step = instance, target, step
         self.owner = Owner(instance.key, not step)
         self.sizes = tuned_sizes(instance, given, step)
@@ -111,8 +126,11 @@ class Operator:
 
     def checks(self) -> dict[str, dict[str, int]]:
         """Sizes of the cases, by name."""
-        symbolic = self.instance.symbolic
-        found = {"even": dict(zip(symbolic, CHECKED, strict=False)), "ragged": dict(zip(symbolic, RAGGED, strict=False))}
+        chosen = {"even": (CHECKED, OTHERS[0]), "ragged": (RAGGED, OTHERS[1])}
+        found = {
+            name: with_rows(self.instance, {size: sizes.get(size, other) for size in self.instance.symbolic})
+            for name, (sizes, other) in chosen.items()
+        }
         if self.step:
             found = {name: sizes | {"T": 1} for name, sizes in found.items()}
         return found
