@@ -33,7 +33,10 @@ class Convolution:
         return narrow and convolution(kernel) is not None
 
     def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
-        """A warp a channel, 16 bytes of channels; 2048 results of each, or half of them where blocks have sequences to add up besides."""
+        """A warp a channel, 16 bytes of channels; 2048 results of each, or half of them where blocks have sequences to add up besides.
+
+        Sixty-four rows: each column that is loaded meets as many.
+        """
         if gpu.capability < CAPABILITY:
             strip = WalkStrip() if kernel.pattern == "walk" else Reduce()
             return strip.decide(kernel, gpu, decide)
@@ -41,8 +44,8 @@ class Convolution:
         assert extent is not None
         few = len(kernel.space) < 3  # positions and channels alone
         return {
-            "rows": decide("rows", ROWS, 32),
-            "columns": decide("columns", COLUMNS, 32 if few else 64),
+            "rows": decide("rows", ROWS, 64),
+            "columns": decide("columns", COLUMNS, 16 if few else 32),
             "span": decide("span", SPANS, 1024),
             "channels": decide("channels", CHANNELS, min(8, 1 << (extent - 1).bit_length())),
         }

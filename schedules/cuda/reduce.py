@@ -6,13 +6,15 @@ from typing import Any
 
 from tilegen.expression.walkers import const_int
 from tilegen.plan import stages
-from tilegen.schedules.rule import Decide, Gpu
+from tilegen.schedules.rule import Decide, Gpu, dtype_bytes
 
 WIDTHS = (1, 2, 4, 8)
 LANES = (1, 2, 4, 8, 16, 32)
 GROUPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 THREADS = 512
 STRIPS = (1, 2, 4, 8)
+SECTOR = 32
+"""Bytes that memory moves at the least."""
 
 
 class Reduce:
@@ -34,6 +36,11 @@ class Reduce:
         most = 2 if len(kernel.anchors) <= 4 else 1
         wide = decide("width", WIDTHS, 1 if extent is None else max(w for w in WIDTHS if w <= most and extent % w == 0))
         usual = 1 if extent is None else min(16, 1 << (max(extent // wide, 1) - 1).bit_length())
+        if extent is not None and len(kernel.space) == 1 and not short:
+            # Long sums of few results: narrower blocks, while there are processors for more, and rows still have half a sector.
+            narrowest = min((dtype_bytes(str(t.dtype)) for t in kernel.loads if t.shape), default=4)
+            while usual * wide * narrowest > SECTOR // 2 and 2 * -(-extent // (usual * wide)) <= gpu.processors:
+                usual //= 2
         lanes = decide("lanes", LANES, usual)
         # Results along another axis share what they read, unless there are too many sums to hold for each of them.
         strips = 8 if extent is not None and len(kernel.space) > 1 and len(kernel.anchors) == 1 and not short else 1

@@ -100,6 +100,10 @@ class Toeplitz:
             self.ranges.append((self.first, kernel.space[-1]))
             self.arena = Arena(self.nbytes)
             self.arena.open([self.signal, self.taps, self.sums])
+            words = self.taps.nbytes // 4
+            self.words = T.decl_buffer(
+                [words], "uint32", data=self.arena.base.data, elem_offset=self.taps.offset // 4, scope="shared.dyn"
+            )
             count = self.rows // BLOCK * (self.columns // 8) * 4
             self.into = registers("sum", [count], "float32")
             with T.unroll(0, count) as k:
@@ -260,41 +264,41 @@ class Toeplitz:
             slot = self._wrapped(base + step + (n * BLOCK + tirx.truncdiv(matrix, 2) * 8 + line))
             rows.append(name("row", T.Bind((warp * self.ring + slot) * self.pitch + tirx.truncmod(matrix, 2) * 8)))
         steps = m // BLOCK
-        sizes = (("words", 2 * (2 * blocks + 2 * steps - 1)), ("left", 8 * blocks * steps), ("right", 8 * steps))
-        words, a, b = (registers(label, [n], self.narrow) for label, n in sizes)
-        for d in range(2 * blocks + 2 * steps - 1):
-            with T.vectorized(0, 2) as v:
-                T.buffer_store(words, self.taps.buffer[(taps + (m - 8 - 8 * d) + v,)], [2 * d + v])
-        for k in range(steps):
-            for i in range(blocks):
-                for part, d in enumerate((1, 2, 0, 1)):  # rows 0 and 8 at columns 0, then at columns 8
-                    with T.vectorized(0, 2) as v:
-                        T.buffer_store(
-                            a, words[(2 * (2 * i + 2 * (steps - 1 - k) + d) + v,)], [8 * (k * blocks + i) + 2 * part + v]
-                        )
+        # Blocks of A with the same w - i are equal: those of all rows and steps are as many as there are diagonals.
+        diagonals = blocks + steps - 1
+        a = registers("left", [4 * diagonals], "uint32")
+        b = registers("right", [8], self.narrow)
+        for d in range(diagonals):
+            for part, shift in enumerate((0, -8, 8, 0)):  # rows 0 and 8 at columns 0, then at columns 8
+                at = taps + (BLOCK * (steps - 1 - d) + shift)
+                T.buffer_store(a, self.words[(tirx.truncdiv(at, 2),)], [4 * d + part])
         for n in range(pairs):
-            with self._seen(w, n):
+            with self._seen(w, m, n):
                 for k in range(steps):
                     pointer = self.signal.buffer.access_ptr("r", offset=rows[n] + k * BLOCK)
-                    T.evaluate(T.ptx_legacy.ldmatrix(False, 4, ".b16", b.data, 8 * k, pointer, 0, dtype=self.narrow))
-                for k in range(steps):
+                    T.evaluate(T.ptx_legacy.ldmatrix(False, 4, ".b16", b.data, 0, pointer, 0, dtype=self.narrow))
                     for i in range(blocks):
                         for half in range(2):
                             at = (i * 2 * pairs + 2 * n + half) * 4
-                            T.evaluate(
-                                T.ptx_legacy.mma(
-                                    "m16n8k16", "row", "col", PTX[self.narrow], PTX[self.narrow], "fp32",
-                                    a.data, 8 * (k * blocks + i), b.data, 8 * k + 4 * half, self.into.data, at, False, dtype="float32",
-                                )
-                            )  # fmt: skip
+                            self._multiply(a, 4 * (i + steps - 1 - k), b, 4 * half, at)
+
+    def _multiply(self, a: Any, at_a: int, b: Any, at_b: int, at: int) -> None:
+        """One instruction of the tensor cores."""
+        dtype = PTX[self.narrow]
+        T.evaluate(
+            T.ptx_legacy.mma(
+                "m16n8k16", "row", "col", dtype, dtype, "fp32",
+                a.data, at_a, b.data, at_b, self.into.data, at, False, dtype="float32",
+            )
+        )  # fmt: skip
 
     @contextmanager
-    def _seen(self, w: Any, n: int) -> Iterator[None]:
+    def _seen(self, w: Any, count: int, n: int) -> Iterator[None]:
         """Nothing for a pair of column blocks that has no results, or takes zeros alone; the same for a whole block of threads."""
         results = self.first_result + self.rows * BLOCK * n
         first, seen = results + w, [results < self.kernel.space[self.found.axis]]
         if self.found.lower is not None:
-            seen.append(first + (self.rows * BLOCK - 1 + self.rows) > self.found.lower)
+            seen.append(first + (self.rows * (BLOCK - 1) + count) > self.found.lower)
         if self.found.upper is not None:
             seen.append(first < self.found.upper)
         with ExitStack() as stack:
