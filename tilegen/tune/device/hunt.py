@@ -41,6 +41,11 @@ class Hunt:
         self.results: list[tuple[Candidate, Outcome]] = []
         self.best = min((t.outcome.seconds for t in self.journal.successes()), default=float("inf"))
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where the kernel is in its operator's plan."""
+        return self.kernel.function, self.kernel.position
+
     def take(self, candidate: Candidate, reply: Reply) -> None:
         """A candidate was built, or was not."""
         if reply.kind != OK:

@@ -29,16 +29,18 @@ from tilegen.tune.records import Record
 from tilegen.tune.report import TIME_UP, SearchResult
 from tilegen.tune.session import Standing, judge, versions
 
-ROUNDS = 15
-"""Samples of each finalist."""
+ROUNDS, FEWEST = 15, 5
+"""Samples of each finalist, as many as fit into `FINAL_SECONDS`."""
 
 REPEATS = 11
 """Samples of each candidate."""
 
-FINAL_SECONDS = 0.25
-"""Of ranking one kernel, as far as time is kept for it."""
+FINAL_SECONDS, STAGE_SECONDS = 0.3, 0.7
+"""Of ranking one kernel, and of setting the stage of an operator for it."""
 
-FINAL_SHARE = 0.15
+FINAL_SHARE = 0.25
+"""Part of the time that is kept for that at most."""
+
 SWEEP = 3
 """Rounds that every kernel takes part in; later ones are for kernels that take their part of the operator's time."""
 
@@ -106,10 +108,13 @@ class Fleet:
     def _stop(self) -> float:
         """When the search ends and the ranking begins."""
         count = sum(len(staged.hunts) for staged in self.staged)
-        return self.deadline - min(1.0 + FINAL_SECONDS * count, FINAL_SHARE * (self.deadline - self.begun))
+        needed = 1.0 + FINAL_SECONDS * count + STAGE_SECONDS * len(self.staged)
+        return self.deadline - min(needed, FINAL_SHARE * (self.deadline - self.begun))
 
     def _round(self, fresh: Sequence[tuple[str, Callable[[], Operator]]], rounds: int) -> None:
-        for reply in self.workshop.builders.run(self._jobs(fresh, rounds), self._stop()):
+        for reply in self.workshop.builders.run(self._jobs(fresh, rounds), self.deadline):
+            if time.monotonic() >= self._stop():  # comes earlier with every kernel
+                break
             staged: Staged = reply.job.tag[0]
             if reply.job.call == self.workshop.backend.prepare:
                 hunt: Hunt = reply.job.tag[1]
@@ -147,6 +152,9 @@ class Fleet:
                 yield self._build_job(staged, *place, (), (staged, place))
             for hunt in staged.hunts.values():
                 yield self._case_job(staged, hunt)
+                # What an earlier call found best takes part in the ranking.
+                for point in hunt.finalists():
+                    yield self._build_job(staged, *hunt.place, point, (staged, hunt, Candidate(point)))
             yield from self._batches(staged, rounds)
 
     def _batches(self, staged: Staged, rounds: int) -> Iterator[Job]:
@@ -160,8 +168,7 @@ class Fleet:
         # In turns: when time runs out, every kernel has had its part.
         for pairs in itertools.zip_longest(*batches):
             for hunt, candidate in filter(None, pairs):
-                place = hunt.kernel.function, hunt.kernel.position
-                yield self._build_job(staged, *place, candidate.decisions, (staged, hunt, candidate))
+                yield self._build_job(staged, *hunt.place, candidate.decisions, (staged, hunt, candidate))
 
     def _wanted(self, hunt: Hunt, rounds: int) -> bool:
         """Whether a kernel takes part in a round."""
@@ -215,14 +222,13 @@ class Fleet:
     def _finish(self) -> list[SearchResult]:
         """Rank what was searched, write records, and say what became of the rest."""
         found, failed = [], []
-        self._build_finalists()
         for staged in self.staged:
             if staged.error:
                 failed.append((staged.operator.name, staged.error))
             for hunt in staged.hunts.values():
                 if hunt.error:
                     failed.append((hunt.kernel.name, hunt.error))
-                elif not staged.error and hunt.journal.successes():
+                elif not staged.error and self._can_rank(staged, hunt):
                     found.append(self._ranked(staged, hunt))
                 elif not staged.error:
                     failed.append((hunt.kernel.name, TIME_UP))
@@ -231,19 +237,12 @@ class Fleet:
         self.skipped += failed
         return found
 
-    def _build_finalists(self) -> None:
-        """Build again what an earlier call measured and this one ranks."""
-        jobs = []
-        for staged in self.staged:
-            for hunt in staged.active():
-                for point in hunt.finalists():
-                    if point not in hunt.libraries:
-                        place = hunt.kernel.function, hunt.kernel.position
-                        jobs.append(self._build_job(staged, *place, point, (staged, hunt, Candidate(point))))
-        for reply in self.workshop.builders.run(jobs):
-            _, hunt, candidate = reply.job.tag
-            if reply.kind == OK and reply.value["kind"] == OK:
-                hunt.libraries[candidate.decisions] = reply.value["library"]
+    def _can_rank(self, staged: Staged, hunt: Hunt) -> bool:
+        """Whether a kernel is ranked already, or can be while there is time."""
+        if hunt.journal.ranked is not None:
+            return True
+        built = any(point in hunt.libraries for point in hunt.finalists())
+        return built and staged.stage is not None and time.monotonic() < self.deadline
 
     def _ranked(self, staged: Staged, hunt: Hunt) -> SearchResult:
         journal, space = hunt.journal, hunt.kernel.space
@@ -256,7 +255,7 @@ class Fleet:
                 stage=str(staged.stage),
                 names=hunt.kernel.names,
                 written=hunt.kernel.written,
-                rounds=ROUNDS,
+                rounds=max(FEWEST, min(ROUNDS, int(FINAL_SECONDS / (len(points) * max(hunt.best, 1e-5))))),
             )
             standings = [Standing(point, taken) for point, taken in zip(points, samples, strict=True)]
             winner, verdict = judge(standings, space, hunt.incumbent)  # type: ignore[arg-type]
