@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 from tilegen.expression.scan import scan_inputs
-from tilegen.expression.walkers import const_int
+from tilegen.expression.walkers import const_int, is_load
+from tilegen.plan import stages
 from tilegen.plan.gpu.walk_reads import STEADY_REGISTERS
 from tilegen.plan.gpu.walk_strata import reductions_of, scans_of
 from tilegen.schedules.rule import Decide, Gpu, dtype_bytes
@@ -25,7 +26,7 @@ GROUPS = (1, 2, 4, 8, 16, 24, 32, 64)
 THREADS = 256
 OWN = 45
 """Registers for addresses and intermediate values."""
-SPARE = 16
+SPARE = 12
 """Registers of a thread that the estimate leaves free."""
 
 MOST = 32
@@ -34,8 +35,6 @@ SECTOR = 32
 """Bytes that memory moves at the least."""
 BATCH = 4
 """What an axis of points whose size is not known is taken for."""
-CROWDED = 5 / 6
-"""A thread whose estimate takes more of its registers has no room for loads that wait for a whole round."""
 
 
 def lanes(kernel: Any) -> int | None:
@@ -66,20 +65,25 @@ def width(kernel: Any, most: int) -> int:
     return 1 if extent is None else max(w for w in WIDTHS if w <= most and extent % w == 0)
 
 
+def moving(kernel: Any) -> list[Any]:
+    """What a walk reads at every step."""
+    return [t for t in kernel.loads if any(const_int(n) is None for n in t.shape)]
+
+
 def registers(kernel: Any, wide: int, steps: int, ahead: int) -> float:
     """About how many registers a thread needs, within a tenth of what nvcc used for walks of 6 to 64 states.
 
     Every state twice (where the group starts, and as it runs), coefficients, the elements of a group (twice with the next
-    round's), and half of what is added to states, which nvcc keeps from one pass over the group to the next.
+    round's), and a third of what is added to states, which nvcc keeps from one pass over the group to the next.
     """
     scans, sums = scans_of(kernel), reductions_of(kernel)
-    moves = [t for t in kernel.loads if any(const_int(n) is None for n in t.shape)]
+    moves = moving(kernel)
     words = sum(max(dtype_bytes(str(t.dtype)), 4 // wide) for t in moves) / 4
     steady = sum(math.prod(const_int(n) or 1 for n in t.shape[:-1]) for t in kernel.loads if t not in moves) if scans else 0
-    added = len({scan_inputs(scan.op)["x"] for scan in scans})
+    added = len({x for x in (scan_inputs(scan.op)["x"] for scan in scans) if not is_load(stages.body(x))})
     states = 2 * len(scans) + 2 * len(sums) + 1
     held = min(wide * steady, STEADY_REGISTERS)
-    return OWN + wide * states + held + steps * wide * (words * (1 + ahead) + (added + 1) / 2)
+    return OWN + wide * states + held + steps * wide * (words * (1 + ahead) + (added + 1) / 3)
 
 
 class Walk:
@@ -108,7 +112,7 @@ class Walk:
             "width": wide,
             "steps": decide("steps", STEPS, steps),
             "groups": decide("groups", GROUPS, groups),
-            "ahead": decide("ahead", AHEAD, 2 if registers(kernel, usual, steps, 1) <= CROWDED * room else 1),
+            "ahead": decide("ahead", AHEAD, 2 if len(moving(kernel)) > 1 else 1),
         }
 
 
@@ -176,7 +180,7 @@ class Retrace:
             "channels": across,
             "width": wide,
             "steps": decide("steps", STEPS, usual),
-            "ahead": decide("ahead", AHEAD, 1),
+            "ahead": decide("ahead", AHEAD, 2),
         }
 
 

@@ -13,7 +13,8 @@ from tests.cuda.emulator.module import ORDERS
 from tests.cuda.test_emulated_ops import Case, differentiable, draw, formula
 from tilegen.bench.check import judge, require
 from tilegen.mechanisms import Instance
-from tilegen.plan.gpu.retrace import SPAN, Retrace, retraced, vanishes
+from tilegen.plan.gpu.retrace import SPAN, Retrace, retraced
+from tilegen.plan.gpu.vanish import vanishes
 from tilegen.plan.plan import plan
 
 EA = Case("elementwise_attention", {"C": 6}, {"order": 2})

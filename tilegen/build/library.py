@@ -28,9 +28,11 @@ def functions_of(instance: Instance, wanted: tuple[str, ...], kind: str = "llvm"
     found: dict[str, tuple[Instance, FunctionPlan]] = {}
     both = plan(instance, backward="backward" in wanted).functions
     if kind == "cuda":
+        from tilegen.plan.gpu.divide import divided
+        from tilegen.plan.gpu.partial import partial
         from tilegen.plan.gpu.retrace import retraced
 
-        both = retraced(both)
+        both = {name: partial(divided(function)) for name, function in retraced(both).items()}
     found |= {name: (instance, function) for name, function in both.items() if name in wanted}
     step = instance.step_instance() if "step" in wanted else None
     if step is not None:

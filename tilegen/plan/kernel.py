@@ -46,6 +46,7 @@ class Kernel:
     latches : stages of a walk whose value at the last step a final stage reads.
     loads : what is read from memory, known once the plan is complete.
     marks : where a walk leaves its states for a later one.
+    partial : [parts, anchors, *space], where a reduction leaves sums of parts before it adds these up.
     """
 
     pattern: Pattern
@@ -61,6 +62,7 @@ class Kernel:
     name: str = ""
     loads: list[te.Tensor] = field(default_factory=list)
     marks: Marks | None = None
+    partial: te.Tensor | None = None
 
     def domain(self) -> list[Any]:
         """The extents of a stage that has one element at every point of this kernel."""

@@ -11,6 +11,7 @@ sums are nearly as accurate as pairwise ones, and the same bits come out every t
 from __future__ import annotations
 
 import math as mathematics
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,7 +22,7 @@ from tilegen.errors import PlanError
 from tilegen.expression.walkers import const_int
 from tilegen.plan import stages
 from tilegen.plan.evaluate import Evaluator, MathRule, combine
-from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
+from tilegen.plan.gpu.func import WARP, Buffers, Decisions, barrier, launch, name
 from tilegen.plan.gpu.lanes import Element, Vectors, product, registers, unravel
 from tilegen.plan.gpu.toeplitz import Toeplitz
 from tilegen.plan.gpu.walk_values import neutral
@@ -57,6 +58,8 @@ class Reduction:
         self.over = [kernel.extent] if kernel.pattern == "walk" else [a.dom.extent for a in stages.reduce_axes(kernel.anchors[0])]
         self.extent = const_int(kernel.space[-1]) if kernel.space else None
         self.shared: dict[str, Any] = {}
+        self.part: Any = None
+        self.parts = 1
 
     @property
     def channels(self) -> int:
@@ -64,14 +67,26 @@ class Reduction:
         return self.lanes * self.width
 
     def emit(self) -> None:
-        """The kernel."""
+        """The kernel, or one for the parts of all sums and one that adds them up."""
+        if self.kernel.partial is None:
+            self._launch(1, self._accumulate, self._write)
+            return
+        self._launch(const_int(self.kernel.partial.shape[0]) or 1, self._accumulate, self._leave)
+        self.groups, self.lanes, self.strip = 1, WARP, 1
+        self._launch(1, self._gather, self._write)
+
+    def _launch(self, parts: int, add: Callable[[], None], write: Callable[[], None]) -> None:
+        """One kernel: sums are added by `add`, joined, and written by `write`, in `parts` blocks."""
         kernel, lanes, strip = self.kernel, self.lanes, self.strip
         own = list(kernel.space) if self.extent is None else list(kernel.space[:-1])
         if strip > 1:
             own[-1] = tirx.floordiv(own[-1] + (strip - 1), strip)
         tiles = 1 if self.extent is None else -(-self.extent // self.channels)
-        with launch([product([*own, tiles])], lanes * self.groups) as ((block,), thread):
-            self.thread = thread
+        with launch([product([*own, tiles, parts])], lanes * self.groups) as ((block,), thread):
+            self.thread, self.parts = thread, parts
+            # Neighbouring blocks share rows of memory: parts come last.
+            self.part = name("part", T.Bind(tirx.floordiv(block, product([*own, tiles])))) if parts > 1 else None
+            block = name("tile", T.Bind(tirx.floormod(block, product([*own, tiles])))) if parts > 1 else block
             self.lane = name("lane", T.Bind(tirx.floormod(thread, lanes)))
             self.group = name("group", T.Bind(tirx.floordiv(thread, lanes)))
             lead = unravel(tirx.floordiv(block, tiles), own)
@@ -89,9 +104,9 @@ class Reduction:
                     first = tirx.min(first, self.extent - self.width)
                 self.first = name("first", T.Bind(first))
             self.sums = self._registers("sum")
-            self._accumulate()
+            add()
             self._join()
-            self._write()
+            write()
 
     def _registers(self, label: str) -> dict[te.Tensor, Any]:
         shape = [self.strip, self.width]
@@ -103,11 +118,16 @@ class Reduction:
 
     def _accumulate(self) -> None:
         """A thread's own elements."""
-        total = product(self.over)
+        total, before = product(self.over), 0
         step = self.groups * RUN
         part = self._registers("part")
         self._fill(self.sums)
-        with T.serial(0, tirx.floordiv(total + (step - 1), step)) as turn:
+        turns = tirx.floordiv(total + (step - 1), step)
+        if self.part is not None:
+            turns = tirx.floordiv(turns + (self.parts - 1), self.parts)
+            before = name("before", T.Bind(self.part * turns))
+        with T.serial(0, turns) as round_:
+            turn = before + round_ if self.part is not None else round_
             self._fill(part)
             with T.serial(0, RUN // LOADS) as bundle:
                 # Neighbouring groups take neighbouring elements.  Opaque to the simplifier, so that equal conditions stay equal.
@@ -173,8 +193,29 @@ class Reduction:
     def _cell(self, lane: Any) -> Any:
         return self.group * self.channels + self.lane * self.width + lane
 
-    def _write(self) -> None:
+    def _gather(self) -> None:
+        """The parts of all sums, one after the other."""
+        kernel = self.kernel
+        assert kernel.partial is not None
+        self._fill(self.sums)
+        with T.unroll(0, const_int(kernel.partial.shape[0]) or 1) as part:
+            for lane in range(self.width):
+                for k, (anchor, held) in enumerate(self.sums.items()):
+                    value = self.buffers[kernel.partial][(part, k, *self._point(0, lane))]
+                    T.buffer_store(held, combine(stages.reduction(anchor), held[0, lane], value), [0, lane])
+
+    def _leave(self) -> None:
+        """The sums of a part, by the first group."""
+        self._write(lambda row, lane: self._partial(row, lane))
+
+    def _partial(self, row: int, lane: int) -> None:
+        target = self.buffers[self.kernel.partial]
+        for k, held in enumerate(self.sums.values()):
+            T.buffer_store(target, held[row, lane], [self.part, k, *self._point(row, lane)])
+
+    def _write(self, one: Callable[[int, int], None] | None = None) -> None:
         """The results, by the first group."""
+        one = one or self._results
         conditions = [*([self.group == 0] if self.groups > 1 else []), *([self.fits] if self.fits is not None else [])]
         for row in range(self.strip):
             inside = [self._point(row, 0)[len(self.lead) - 1] < self.kernel.space[len(self.lead) - 1]] if self.strip > 1 else []
@@ -183,7 +224,7 @@ class Reduction:
                     stack.enter_context(T.If(tirx.all(*conditions, *inside)))
                     stack.enter_context(T.Then())
                 for lane in range(self.width):
-                    self._results(row, lane)
+                    one(row, lane)
 
     def _results(self, row: int, lane: int) -> None:
         kernel, point = self.kernel, self._point(row, lane)

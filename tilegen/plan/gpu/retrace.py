@@ -12,7 +12,7 @@ the results, which every term of the scans has as a factor.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,11 @@ from tvm import sym, te
 
 from tilegen.expression import placeholder
 from tilegen.expression.scan import scan_inputs
-from tilegen.expression.walkers import const_int, is_load, load_tensor, prim
+from tilegen.expression.walkers import const_int
 from tilegen.plan import stages
 from tilegen.plan.access import Point, stage_reads
 from tilegen.plan.cost import sources
+from tilegen.plan.gpu.vanish import vanishes
 from tilegen.plan.gpu.walk_strata import reductions_of, scans_of, strata
 from tilegen.plan.kernel import Kernel, Marks
 from tilegen.plan.plan import FunctionPlan, PlanArg
@@ -184,26 +185,3 @@ def _distances(kernel: Kernel, kept: list[te.Tensor], function: FunctionPlan, re
         elif tensor not in ready:
             stack += stage_reads(tensor, indices)
     return found
-
-
-def vanishes(tensor: te.Tensor, silent: Collection[te.Tensor]) -> bool:
-    """Whether every element of `tensor` is zero where those of `silent` are: each of its terms has one of them as a factor."""
-    known: dict[te.Tensor, bool] = {}
-
-    def stage(current: te.Tensor) -> bool:
-        if current not in known:
-            known[current] = current in silent or (stages.kind(current) == "map" and value(stages.body(current)))
-        return known[current]
-
-    def value(expr: Any) -> bool:
-        if is_load(expr):
-            return stage(load_tensor(expr))
-        if isinstance(expr, prim.Mul):
-            return value(expr.a) or value(expr.b)
-        if isinstance(expr, prim.Add | prim.Sub):
-            return value(expr.a) and value(expr.b)
-        if isinstance(expr, prim.Div):
-            return value(expr.a)
-        return isinstance(expr, prim.Cast) and value(expr.value)
-
-    return stage(tensor)

@@ -29,6 +29,7 @@ from tilegen.plan.gpu.func import Buffers, Decisions, barrier, launch, name
 from tilegen.plan.gpu.lanes import neighbours, registers
 from tilegen.plan.gpu.reduce import Reduction
 from tilegen.plan.gpu.toeplitz import Toeplitz
+from tilegen.plan.gpu.vanish import muting
 from tilegen.plan.gpu.walk_ending import Ending
 from tilegen.plan.gpu.walk_exchange import Exchange, Marker, Shape, exchanges
 from tilegen.plan.gpu.walk_reads import Held, Place, Reads, Recorder, Window, load, row_stride, rows
@@ -76,6 +77,10 @@ class Walk(Ending):
         self.exchanges = exchanges(self.strata, self.shape, self.falling) if self.shape.groups > 1 else []
         self.reads = Reads(self.lane, self.shape.width, self.backwards)
         self._find_reads()
+        mute = muting(kernel)
+        self.muted = mute is not None and self._loaded(mute)
+        if self.muted:
+            self.silent = [mute]
 
     # ---------------------------------------------------------------- what is read
 
@@ -84,6 +89,11 @@ class Walk(Ending):
 
     def _memory(self, place: Place, at: Any, lane: Any) -> Held:
         return Held(self.buffers, self.reads, place, at, lane)
+
+    def _loaded(self, tensor: te.Tensor) -> bool:
+        """Whether all reads of a tensor go through windows that move along."""
+        windows = [window for window in self.reads.windows.values() if window.tensor.same_as(tensor)]
+        return bool(windows) and all(window.moves for window in windows) and tensor not in self.reads.elsewhere
 
     def _find_reads(self) -> None:
         """Windows of everything that the walk reads, found by evaluating one step on the side."""
@@ -339,7 +349,9 @@ class Walk(Ending):
                 values = self._values(at, time, lane, needed, self.run)
                 stores = [(self.run[scan], values.advance(scan), [lane]) for scan in needed]
                 stores += [(buffer, values.at_point(e), self._slot(e, at, lane)) for e, buffer in self.out.items()]
-                stores += [(buffer, values.added(a, buffer[lane], exists), [lane]) for a, buffer in part.items()]
+                stores += [
+                    (buffer, values.added(a, buffer[lane], None if self.muted else exists), [lane]) for a, buffer in part.items()
+                ]
                 latches = [(tensor, values.at_point(tensor).astype(self.kept[tensor])) for tensor in kernel.latches]
                 for buffer, value, place in stores:
                     T.buffer_store(buffer, value, place)

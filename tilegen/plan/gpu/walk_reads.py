@@ -116,10 +116,12 @@ class Reads:
     reverse: bool
     windows: dict[tuple[te.Tensor, Pattern], Window] = field(default_factory=dict)
     registers: int = 0
+    elsewhere: set[te.Tensor] = field(default_factory=set)
 
     def record(self, tensor: te.Tensor, found: Pattern | None) -> None:
-        """Make room for one read."""
+        """Make room for one read; what follows the step in no simple way is noted as read `elsewhere`."""
         if found is None:
+            self.elsewhere.add(tensor)
             return
         key = (tensor, shape_of(found))
         lanes = [k for k, entry in enumerate(found) if entry == ("point", self.lane)]

@@ -1,9 +1,9 @@
 """Walks there and back on a GPU (`tilegen.plan.gpu.retrace`): rounds from the end, each gone through in both directions.
 
-    block    a tile of `channels`, all steps
-      round    one span, from the last to the first: the states at its mark, which were loaded a round earlier
-        there    groups summed up, exchanged, and gone through: what is written at every step, and what the way back needs
-        back     the same from the last group to the first, with what the way there left in registers
+block    a tile of `channels`, all steps
+  round    one span, from the last to the first: the states at its mark, which were loaded a round earlier
+    there    groups summed up, exchanged, and gone through: what is written at every step, and what the way back needs
+    back     the same from the last group to the first, with what the way there left in registers
 """
 
 from __future__ import annotations

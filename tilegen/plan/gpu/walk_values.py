@@ -31,8 +31,9 @@ class Step(Evaluator):
         return self.math(before)
 
     def added(self, anchor: te.Tensor, before: Any, counts: Any) -> Any:
-        """A reduction after this step, where `counts` says that the step exists."""
-        return tirx.Select(counts, self.reduce_value(anchor, [self.step], before), before)
+        """A reduction after this step, where `counts` says that the step exists; None where other steps add nothing."""
+        after = self.reduce_value(anchor, [self.step], before)
+        return after if counts is None else tirx.Select(counts, after, before)
 
 
 def neutral(anchor: te.Tensor) -> Any:

@@ -1,0 +1,50 @@
+"""Long sums of few results in two stages: blocks add up parts of them, and their partial sums are added up afterwards.
+
+A block owns some results and all that is summed for them.  Where there are fewer results than a GPU has threads, most of it would have
+no work: then every result is summed in `parts`, of neighbouring elements each, and both stages add in a fixed order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from tilegen.expression import placeholder
+from tilegen.expression.walkers import const_int
+from tilegen.plan import stages
+from tilegen.plan.kernel import Kernel
+from tilegen.plan.plan import FunctionPlan, PlanArg
+
+BLOCK = 32
+"""Results of a block, about."""
+WANTED = 384
+"""Blocks that keep a GPU busy."""
+MOST = 64
+"""Parts of a sum."""
+
+
+def partial(function: FunctionPlan) -> FunctionPlan:
+    """`function` with workspace for the partial sums of reductions of few results."""
+    kernels: list[Kernel] = []
+    args = list(function.args)
+    for kernel in function.kernels:
+        parts = _parts(kernel)
+        if parts > 1:
+            shape = [parts, len(kernel.anchors), *kernel.space]
+            tensor = placeholder(shape, str(kernel.anchors[0].dtype), f"{kernel.name}_parts")
+            args.append(PlanArg(f"workspace_{kernel.name}_parts", "workspace", tensor))
+            kernel = dataclasses.replace(kernel, partial=tensor)
+        kernels.append(kernel)
+    return function if len(args) == len(function.args) else dataclasses.replace(function, args=args, kernels=kernels)
+
+
+def _parts(kernel: Kernel) -> int:
+    """In how many parts a kernel's sums are added: a power of two, and one for short sums and for many results."""
+    if kernel.pattern != "reduce" or not kernel.space or len({str(anchor.dtype) for anchor in kernel.anchors}) > 1:
+        return 1
+    results = [const_int(n) for n in kernel.space]
+    long = any(const_int(axis.dom.extent) is None for axis in stages.reduce_axes(kernel.anchors[0]))
+    if None in results or not long:
+        return 1
+    blocks = math.prod(n for n in results[:-1] if n is not None) * -(-(results[-1] or 1) // BLOCK)
+    return min(MOST, 1 << (max(1, WANTED // blocks)).bit_length() - 1)
