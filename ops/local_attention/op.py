@@ -16,6 +16,9 @@ from tilegen.torch.packing import tables
 
 _call = operator(MECHANISM)
 
+WIDEST = 128
+"""Values wider than this are cut into heads: the keys of a window and twice as many values fill the memory next to a core."""
+
 
 class LocalAttentionState(NamedTuple):
     """The past of a causal local attention: the last w keys and values, oldest first.
@@ -128,9 +131,13 @@ def local_attention(
         tensors["lengths"] = lengths
     if initial_state is not None:
         tensors |= _fields("initial_state", initial_state)
+    heads = 1 if return_state or initial_state is not None else _heads_of_values(tensors)
+    tensors = _spread(tensors, heads) if heads > 1 else tensors
     if cu_seqlens is not None:
         tensors = tables(MECHANISM.lengths(config), cu_seqlens, "q", q) | tensors
     o, *state = _call(config, tensors)
+    if heads > 1:
+        o = o.unflatten(2, (-1, heads)).flatten(3)
     return (o, LocalAttentionState(*state)) if return_state else o
 
 
@@ -167,6 +174,24 @@ def local_attention_step(
         initial_state=state, return_state=True, chunk=STEP_CHUNK,
     )  # fmt: skip
     return o.squeeze(1), after
+
+
+def _heads_of_values(tensors: dict[str, Any]) -> int:
+    """Into how many heads the values of one are cut: no tile holds rows of any width, and weights serve every column alike."""
+    q, k, v = (tensors[name] for name in ("q", "k", "v"))
+    if not all(isinstance(x, Tensor) and x.dim() == 4 for x in (q, k, v)) or v.shape[3] <= WIDEST:
+        return 1
+    return next((n for n in range(-(-v.shape[3] // WIDEST), v.shape[3] // 8 + 1) if v.shape[3] % (8 * n) == 0), 1)
+
+
+def _spread(tensors: dict[str, Any], heads: int) -> dict[str, Any]:
+    """The arguments with `heads` heads for each: queries, keys and biases again, values cut."""
+    again = lambda x: x.unsqueeze(3).expand(-1, -1, -1, heads, -1).flatten(2, 3)  # noqa: E731
+    found = tensors | {name: again(tensors[name]) for name in ("q", "k")}
+    found["v"] = tensors["v"].unflatten(3, (heads, -1)).flatten(2, 3)
+    if "bias" in tensors:
+        found["bias"] = tensors["bias"].repeat_interleave(heads, 0)
+    return found
 
 
 def _turned(name: str, x: Any, positions: Any) -> Any:

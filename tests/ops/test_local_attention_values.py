@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import hypothesis.strategies as st
@@ -157,3 +158,22 @@ def test_same_inputs_same_bits(shape: tuple[int, int], seed: int) -> None:
         o = attend({"bias": True}, *inputs)
         runs.append((o, *torch.autograd.grad(o.square().sum(), inputs)))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("options", [{}, {"kind": "relu2", "causal": False, "bias": True}], ids=name)
+def test_wide_values_are_those_of_narrow_ones_side_by_side(options: dict[str, Any], packed: bool) -> None:
+    """They are cut into heads that share weights; the gradient of each weight is a sum over them."""
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(1, 21, H, n, generator=generator, dtype=torch.float64) for n in (D, D, 272))
+    table = [torch.randn(H, 2 * W + 1, generator=generator, dtype=torch.float64)] if options else []
+    inputs = [x.requires_grad_() for x in (q, k, v, *table)]
+    bounds = [0, 8, 8, 21] if packed else [0, 21]
+    more = {"cu_seqlens": torch.tensor(bounds, dtype=torch.int32)} if packed else {}
+    o = attend(options, *inputs, **more)
+    parts = [[x[:, a:b] for x in inputs[:3]] for a, b in itertools.pairwise(bounds) if a < b]
+    expected = torch.cat([reference.forward(Config(W, **options), *part, *inputs[3:])[0] for part in parts], 1)
+    torch.testing.assert_close(o, expected, rtol=1e-11, atol=1e-11)
+    seed = torch.randn_like(o)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, seed) for y in (o, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

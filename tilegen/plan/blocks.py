@@ -8,6 +8,9 @@ A matrix product of two operands in memory with a symbolic extent is said again 
     S = sum of P over 0 .. K, a scan                     y[a, b] = S[a // n, b // n, last, a % n, b % n]
 
 So a task owns a block of y and walks K with S in registers: what any tile kernel that carries a state does.
+
+A sum of columns over a symbolic axis is said in two steps, ``y[b] = sum_K sum_k R[b, K m + k]``: both are short, which in float32
+is nearly as good as adding in pairs, and the first has a task for every K.
 """
 
 from __future__ import annotations
@@ -69,9 +72,13 @@ class Product:
 
 
 def blocked(outputs: Sequence[te.Tensor]) -> list[te.Tensor]:
-    """`outputs` with every large contraction in blocks."""
-    found = {op.output(0): product for op in topological(outputs) if (product := product_of(op.output(0))) and _large(product)}
-    return replace(outputs, {y: in_blocks(y, product) for y, product in found.items()}) if found else list(outputs)
+    """`outputs` with every large contraction in blocks, and beside those sums of columns in two steps."""
+    tensors = [op.output(0) for op in topological(outputs)]
+    products = {y: product for y in tensors if (product := product_of(y)) is not None and _large(product)}
+    if not products:
+        return list(outputs)  # its kernels are walks, or tiles of its own
+    made = {y: in_blocks(y, product) for y, product in products.items()}
+    return replace(outputs, made | {y: in_two_steps(y) for y in tensors if _is_column_sum(y)})
 
 
 def product_of(y: te.Tensor) -> Product | None:
@@ -101,6 +108,31 @@ def _large(product: Product) -> bool:
     """Whether a tile of the result would be one row of it, or the whole."""
     extents = [const_int(extent) for _, extent in (product.a, product.b, product.r)]
     return any(n is None for n in extents) and all(n is None or n >= LEAST for n in extents)
+
+
+def _is_column_sum(y: te.Tensor) -> bool:
+    """Whether a stage is the sum over one symbolic axis of what is in memory, for every element of a static one."""
+    if stages.kind(y) != "reduce" or stages.reduction(y) != "sum" or len(y.shape) != 1 or len(stages.reduce_axes(y)) != 1:
+        return False
+    known = const_int(y.shape[0]), const_int(stages.reduce_axes(y)[0].dom.extent)
+    in_memory = not any(stages.is_anchor(load_tensor(load)) for load in loads(_inlined(stages.body(y))))
+    return known[0] is not None and known[0] >= LEAST and known[1] is None and in_memory
+
+
+def in_two_steps(y: te.Tensor) -> te.Tensor:
+    """`y` as a sum over the sums of blocks."""
+    (axis,), (over,) = stages.axes(y), stages.reduce_axes(y)
+    count, dtype = ceildiv(over.dom.extent, STEP), str(y.dtype)
+    value, conditions = _guarded(_inlined(stages.body(y)))
+
+    def part(block: Any, b: Any, k: Any) -> Any:
+        mapping = {axis: b, over.var: block * STEP + k}
+        known = conjunction([mapping[over.var] < over.dom.extent, *[substitute(c, mapping) for c in conditions]])
+        return if_then_else(known, substitute(value, mapping), const(0, dtype))
+
+    k, block = reduce_axis(STEP, "k"), reduce_axis(count, "block")
+    parts = compute([count, y.shape[0]], lambda n, b: reduce_sum(part(n, b, k.var), k), f"{y.op.name}_part")
+    return compute(list(y.shape), lambda b: reduce_sum(parts(block.var, b), block), y.op.name)
 
 
 def in_blocks(y: te.Tensor, product: Product) -> te.Tensor:
