@@ -14,8 +14,12 @@ from tilegen.schedules.rule import Decide, Gpu
 
 WARPS = (1, 2, 4, 8)
 PARTS = (1, 2, 4, 8)
+PREFETCH = (0, 1, 2)
+"""Not at all, to registers, or to shared memory where a tile is copied as it is."""
 NARROWEST = 32
 """Columns of a result that are worth a block of their own: what all parts need is computed by each of them."""
+STATE = 32 * 64
+"""Elements of states that a warp holds without crowding its registers."""
 MOST = 4
 """Parts beyond which what all of them read and compute outweighs what they share out."""
 
@@ -31,7 +35,7 @@ class Tile:
         return bool(kernel.pattern == "tile")
 
     def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
-        """Warps of a block; results by kernels of their own; parts of the results; whether a walk fetches ahead.
+        """Results by kernels of their own; parts of the results; warps of a block; whether a walk fetches ahead.
 
         A walk has a block for every sequence and head, which rarely fill the card: they share out their results.  Where each step is
         a few products, four warps keep the scores between them in registers; where threads compute, more of them hide what one
@@ -42,19 +46,20 @@ class Tile:
         side_by_side = [n for k, n in enumerate(kernel.space) if k != kernel.walked]
         few = walks and all(const_int(n) is not None or isinstance(n, tirx.Var) for n in side_by_side)
         blocks = math.prod(const_int(n) or 0 for n in side_by_side)
-        usual = 8 if walks and (steps_alone(kernel) or not kernel.multiplies(gpu)) else 4
-        made = {"warps": decide("warps", WARPS, usual)}
+        made: dict[str, Any] = {}
         # Two results of a walk rarely share an axis of columns, and the states and scores of both crowd a block.
         alone = walks and kernel.separable() and kernel.multiplies(gpu)
         apart = bool(decide("apart", (0, 1), 1)) if alone else False
         extent = kernel.shared_axis(apart)
         possible = [n for n in PARTS if extent % (16 * n) == 0] or [1]
-        parts = [n for n in possible if kernel.shared_bytes(gpu, usual, n, apart) <= gpu.shared_bytes] or possible
+        parts = [n for n in possible if kernel.shared_bytes(gpu, 4, n, apart) <= gpu.shared_bytes] or possible
         fair = [n for n in parts if n <= MOST and extent // n >= NARROWEST] or [min(parts)]
         enough = [n for n in fair if blocks * n >= gpu.processors] or [max(fair)]
         made["parts"] = decide("parts", parts, min(enough) if few else min(parts))
+        crowded = walks and kernel.state_elements(apart) // made["parts"] > 4 * STATE
+        made["warps"] = decide("warps", WARPS, 8 if walks and (crowded or steps_alone(kernel) or not kernel.multiplies(gpu)) else 4)
         if walks:
-            made["prefetch"] = decide("prefetch", (0, 1), 1)
+            made["prefetch"] = decide("prefetch", PREFETCH, 2)
         if alone:
             made["apart"] = int(apart)
         return made

@@ -104,7 +104,7 @@ def text_of(function, decisions) -> str:
     return cuda.generate({"tilegen": device_func(params, kernels, Gpu(), math_of("bfloat16"), "tilegen")}, resolve("sm_90"))
 
 
-@pytest.mark.parametrize("prefetch", [0, 1])
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
 @pytest.mark.parametrize("parts", [1, 2, 4])
 @pytest.mark.parametrize("warps", [1, 2, 4, 8])
 def test_every_decision_gives_the_same_attention(warps, parts, prefetch):

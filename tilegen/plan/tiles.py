@@ -82,6 +82,11 @@ class TileKernel(Kernel):
         program = Program(self, self.memory, 1, narrow_of(self, gpu))
         return program.narrow is not None and not program.precise and all(n.way != "flat" or n.role == "load" for n in program.steps)
 
+    def state_elements(self, apart: bool = False) -> int:
+        """The elements of the states that one block carries along, before it is shared out."""
+        inner = [[math.prod(stages.const_int(n) or 1 for n in list(t.shape)[len(one.space) :]) for t in one.anchors] for one in (self.apart() if apart else [self])]
+        return max(sum(sizes) for sizes in inner)
+
     def shared_axis(self, apart: bool = False) -> int:
         """The extent of the widest axis of the results that blocks can share out; 1 when there is none."""
         from tilegen.plan.gpu.program import Program

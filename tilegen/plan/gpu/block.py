@@ -74,7 +74,9 @@ class Block:
         self.targets = {t: buffers[t] for t in kernel.emits}
         self.memory = {t: b for t, b in buffers.items() if t not in self.targets}
         self.warps, self.prefetch = int(decisions["warps"]), bool(decisions.get("prefetch", 1)) and kernel.walked is not None
+        self.past_registers = self.prefetch and int(decisions["prefetch"]) > 1 and gpu.capability >= TENSOR_CORES
         self.threads = self.warps * WARP
+        self.resident = int(decisions.get("resident", 1))
         self.narrow = narrow_dtype(list(buffers)) if gpu.capability >= TENSOR_CORES else None
         self.program = Program(kernel, set(self.memory), self.warps, self.narrow, int(decisions.get("parts", 1)))
         self.rank = len(kernel.space)
@@ -103,9 +105,9 @@ class Block:
         self.arena = Arena(self.nbytes, 2 if self._take_turns() else 1)
 
     def _take_turns(self) -> bool:
-        """Whether the steps of a walk use two copies of shared memory in turn; two blocks should still fit a multiprocessor."""
+        """Whether the steps of a walk use two copies of shared memory in turn."""
         lasting = any(n.way != "fragment" for n in self._states()) or any(kind == "earlier" for _, kind in self.homes)
-        return self.prefetch and not lasting and 4 * self.nbytes <= self.gpu.shared_bytes
+        return self.prefetch and not lasting and 2 * self.nbytes <= self.gpu.shared_bytes
 
     # ---------------------------------------------------------------- small things
 

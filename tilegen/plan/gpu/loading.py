@@ -13,9 +13,10 @@ from tvm import ir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tilegen.expression.walkers import conjunction, substitute
-from tilegen.plan.gpu import masks, vector
+from tilegen.plan.gpu import copying, masks, vector
 from tilegen.plan.gpu.block import Block
 from tilegen.plan.gpu.program import Node
+from tilegen.plan.gpu.shared import Shared
 from tilegen.plan.gpu.values import rounded
 from tilegen.schedules.rule import dtype_bytes
 
@@ -97,10 +98,49 @@ class Loading(Block):
         """Issue the vector loads of every tile that is loaded, into registers."""
         if not hasattr(self, "slots"):
             self.slots: dict[tuple[te.Tensor, Piece], list[Any]] = {}
-        for node in [n for n in self.program.steps if n.role == "load"]:
+        loads = [n for n in self.program.steps if n.role == "load"]
+        copied = [n for n in loads if self._is_copied(n)]
+        with self._if(condition):
+            for node in copied:
+                self._start_copies(node)
+        for node in [n for n in loads if n not in copied]:
             for piece in self._pieces(node):
                 if piece.run > 1:
                     self._fetch_piece(node, piece, condition)
+
+    def _is_copied(self, node: Node) -> bool:
+        """Whether a tile goes to shared memory as it is, while the step before computes: asynchronously, past the registers."""
+        if not hasattr(self, "asynchronous"):
+            self.asynchronous: dict[te.Tensor, bool] = {}
+        if node.tensor not in self.asynchronous:
+            homes = self._writes(node)
+            alone = self.past_registers and self.arena.halves == 2 and len(homes) == 1
+            whole = tuple(node.extents) == tuple(node.tile)
+            self.asynchronous[node.tensor] = alone and whole and all(self._is_plain(node, p, homes[0]) for p in self._pieces(node))
+        return self.asynchronous[node.tensor]
+
+    def _is_plain(self, node: Node, piece: Piece, home: Shared) -> bool:
+        """Whether runs of a piece are 16 bytes of memory, or zeros where there is none."""
+        if piece.run * dtype_bytes(home.dtype) != copying.COPIED:
+            return False
+        lane, inner = self._probe(node, piece)
+        reads = self._reads_at(node, inner, lane, piece.run)
+        if len(reads) != 1 or reads[0].width != piece.run or str(reads[0].load.source.dtype) != home.dtype:
+            return False
+        reads[0].slot = tirx.decl_buffer([piece.run], home.dtype, name="probe")
+        value = vector.replaced(self._run_value(node, inner, lane), reads, lane, 0)
+        value = rounded(vector.unguarded(value, [reads[0].slot]), home.dtype)
+        return vector.is_load(value) and bool(value.source.same_as(reads[0].slot))
+
+    def _start_copies(self, node: Node) -> None:
+        home = self._writes(node)[0]
+        for piece in self._pieces(node):
+            lane = tirx.Var("lane", "int32")
+            self.analyzer.bind(lane, ir.Range(0, piece.run))
+            with self._run(node, piece) as (_, inner, exists), self._if(exists):
+                (read,) = self._reads_at(node, inner, lane, piece.run)
+                first = [substitute(i, {lane: tirx.const(0, "int32")}) if hasattr(i, "ty") else i for i in read.load.indices]
+                copying.copy(home.buffer[(home.flat(inner),)], read.load.source[tuple(first)], conjunction(read.guards))
 
     def _fetch_piece(self, node: Node, piece: Piece, condition: Any) -> None:
         run = piece.run
@@ -140,7 +180,7 @@ class Loading(Block):
         reads = self._reads_at(node, [row, column], lane, piece.run)
         rows = range(piece.first, max(piece.first + 1, min(piece.last, node.extents[0])))
         found: list[Any] = []
-        for guard in [part for read in reads for guard in read.guards for part in masks.parts(guard)]:
+        for guard in [part for read in reads for whole in read.guards for part in masks.parts(whole)]:
             worst = masks.worst(guard, row, rows)
             if worst is None:
                 return []
@@ -180,7 +220,7 @@ class Loading(Block):
     def _load(self, node: Node) -> None:
         """A tile from memory (or from the registers it was fetched to) to shared memory."""
         self.arena.use(self._used(node), self._writes(node))
-        for piece in self._pieces(node):
+        for piece in self._pieces(node) if not self._is_copied(node) else []:
             with self._run(node, piece) as (at, inner, exists):
                 if piece.run == 1:
                     self._load_element(node, inner, exists)

@@ -186,6 +186,7 @@ class Program(Holding):
         for node in self.steps:
             for read in node.reads:
                 readers.setdefault(read.source, []).append(node)
+        free: list[Node] = []
         for node in [n for n in self.steps if n.role == "state" and n.way == "fragment"]:
             spec, x = scan_spec(node.tensor.op), scan_inputs(node.tensor.op)["x"]
             product = self.nodes.get(x)
@@ -193,8 +194,26 @@ class Program(Holding):
                 continue
             node.operands, product.role = product.operands, "fused"
             self.steps.remove(product)
+            # Others read the copy in shared memory, so that the state may move on at any time.
+            if {r.source for r in node.reads} <= {product.tensor} and all(n is node or n.way == "contract" for n in readers.get(node.tensor, [])):
+                free.append(node)
+        self._hasten(free)
         for k, node in enumerate(self.steps):
             node.position = k
+
+    def _hasten(self, free: list[Node]) -> None:
+        """Products of what is loaded come first, those of states in `free` too: tensor cores work on them while threads mask scores.
+
+        Only where a step is nothing but products and what follows from them: elsewhere their results would crowd the registers.
+        """
+        # Without a walk other blocks of the multiprocessor compute meanwhile, and the registers decide how many those are.
+        if self.narrow is None or self.kernel.walked is None or any(n.way == "flat" and n.role != "load" for n in self.steps):
+            return
+        given = {n.tensor for n in self.steps if n.role in ("load", "state")}
+        ready = [n for n in self.steps if n.way == "contract" and all(o.source in given for o in n.operands or ())]
+        ready += [n for n in free if all(o.source in given for o in n.operands or ())]
+        loads = [n for n in self.steps if n.role == "load"]
+        self.steps = [*loads, *ready, *[n for n in self.steps if n not in loads and n not in ready]]
 
     def _turn(self) -> None:
         """A tile that contractions over its first axis take as their left operand is computed with that axis along the columns.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,12 +126,24 @@ class Arena:
 
     def turn(self, step: Any) -> None:
         """Go to the copy whose turn it is at a `step` of the walk."""
+        self._shift(step)
+        self.met = 0
+
+    @contextmanager
+    def ahead(self, step: Any) -> Iterator[None]:
+        """Write to the copy whose turn it is at another `step`."""
+        shifts = [shared.shift for shared in self.buffers]
+        self._shift(step)
+        yield
+        for shared, shift in zip(self.buffers, shifts, strict=True):
+            shared.shift = shift
+
+    def _shift(self, step: Any) -> None:
         if self.halves > 1 and self.buffers:
             turn = T.Bind(tirx.truncmod(step, 2))
             IRBuilder.name("turn", turn)
             for shared in self.buffers:
                 shared.shift = turn * (self.nbytes // dtype_bytes(shared.dtype))
-        self.met = 0
 
     def close(self) -> None:
         """The end of a step: its accesses are over before those of the next to the same copy."""

@@ -15,8 +15,8 @@ Which stages are held, and how, is `tilegen.plan.gpu.program`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tvm import ir, te, tirx
@@ -26,6 +26,7 @@ from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import conjunction, const_int, substitute, variables
 from tilegen.plan.evaluate import MathRule, identity
+from tilegen.plan.gpu import copying
 from tilegen.plan.gpu.func import Buffers, Decisions, launch
 from tilegen.plan.gpu.nests import Nests
 from tilegen.plan.gpu.program import Node
@@ -40,8 +41,8 @@ from tilegen.schedules.rule import Gpu
 def lower_tile(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
     """Emit a tile kernel.
 
-    Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` (0 or 1) in a walk, `apart`
-    (0 or 1) for a launch for every result.
+    Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` in a walk (1: to registers;
+    2: to shared memory where a tile is copied as it is), `apart` (0 or 1) for a launch for every result, `resident` blocks of a multiprocessor.
     """
     assert isinstance(kernel, TileKernel)
     for one in kernel.apart() if decisions.get("apart") else [kernel]:
@@ -60,7 +61,7 @@ class TileEmitter(Nests):
             blocks = kernel.space[k] if blocks is None else blocks * kernel.space[k]
         parts = self.program.parts
         grid = [blocks if blocks is not None else 1, *([parts] if parts > 1 else [])]
-        with launch(grid, self.threads) as ((block, *part), thread):
+        with launch(grid, self.threads) as ((block, *part), thread), self._resident():
             self.thread = thread
             self.part = part[0] if part else None
             self.analyzer.bind(thread, ir.Range(0, self.threads))
@@ -104,7 +105,8 @@ class TileEmitter(Nests):
 
             def ahead() -> None:
                 self.outer[walked] = self._let("next", index(step + 1), extent)
-                self._fetch(conjunction(c for c in (step + 1 < extent, self._busy()) if c is not None))
+                with self.arena.ahead(step + 1):
+                    self._fetch(conjunction(c for c in (step + 1 < extent, self._busy()) if c is not None))
                 self.outer[walked] = here
 
             busy = self._busy()
@@ -118,6 +120,14 @@ class TileEmitter(Nests):
                     self.arena.settle()
             for node in self.program.emits if busy is not None else []:
                 self._nest(node)
+
+    @contextmanager
+    def _resident(self) -> Iterator[None]:
+        """The compiler is told how many blocks a multiprocessor should hold; a walk may have it alone, and all its registers."""
+        with ExitStack() as stack:
+            if self.resident > 1 or self.kernel.walked is not None:
+                stack.enter_context(T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", self.resident))
+            yield
 
     def _busy(self) -> Any:
         """Whether this step of the walk adds anything to the states; None where every step may."""
@@ -136,6 +146,10 @@ class TileEmitter(Nests):
         loads = [n for n in self.program.steps if n.role == "load"]
         for node in loads:
             self._load(node)
+        if any(self._is_copied(node) for node in loads):
+            # What is copied next goes where the step before read: all of them are done with it after this barrier.
+            copying.wait()
+            self.arena.meet()
         if ahead is not None:
             ahead()
         for node in self.program.steps:
