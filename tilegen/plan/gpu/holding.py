@@ -266,6 +266,9 @@ class Holding:
                     self.direct.setdefault(tensor, set()).add(reader)
                     # A reduction or scan reads an element many times, or waits for it: from memory that takes long.
                     loops = node.role == "scan" or (node.role == "reduce" and node.tensor not in self.operands)
+                    # So does every element of a row with what is costly and the same for the row.
+                    if node.role == "map" and len(node.own) == 2 and len(self.inner(tensor)) == 1 and _costly(tensor):
+                        self.repeated += [tensor] if stages.equal(at[-1], node.own[0]) else []
                     # So does every row of a tile with the element of its column.
                     loops = loops or (len(self.inner(tensor)) == 1 and len(node.own) == 2 and stages.equal(at[-1], node.own[1]))
                     if loops and len(self.inner(tensor)) in (1, 2) and self._from_memory(tensor):

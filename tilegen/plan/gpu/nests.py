@@ -198,8 +198,10 @@ class Nests(Loading):
     def _choices(self, node: Node, row: Any, column: Any) -> list[Any]:
         """The conditions of the choices in a stage, and in all that is computed where it is read, at (row, column) of this tile."""
         tensor = node.tensor
+        if stages.kind(tensor) == "scan":
+            return []
         axes = [*stages.axes(tensor), *[a.var for a in (stages.reduce_axes(tensor) if node.way == "rowstat" else [])]]
-        if stages.kind(tensor) == "scan" or len(axes) != self.rank + 2:
+        if len(axes) != self.rank + 2:
             return []
         found: list[Any] = []
         seen = {tensor}
