@@ -27,7 +27,8 @@ def fourier(config: Any, x: Tensor, short: Tensor, long: Tensor) -> tuple[Tensor
     wide = torch.promote_types(x.dtype, torch.float32)
     time, taps, ahead = x.shape[1], long.shape[0], 0 if config.causal else (short.shape[0] - 1) // 2
     padded = F.pad(x.to(wide), (0, 0, short.shape[0] - 1 - ahead, ahead))
-    low = sum(short[tap].to(wide) * padded[:, short.shape[0] - 1 - tap :][:, :time] for tap in range(short.shape[0]))
+    terms = [short[tap].to(wide) * padded[:, short.shape[0] - 1 - tap :][:, :time] for tap in range(short.shape[0])]
+    low = sum(terms[1:], terms[0])
     first, size = 0 if config.causal else (taps - 1) // 2, _size(time, taps)
     product = torch.fft.rfft(F.silu(low), size, dim=1) * torch.fft.rfft(long.to(wide), size, dim=0)
     return (torch.fft.irfft(product, size, dim=1)[:, first : first + time].to(x.dtype),)

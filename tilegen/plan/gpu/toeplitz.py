@@ -156,8 +156,8 @@ class Toeplitz:
 
     # ---------------------------------------------------------------- loads
 
-    def _fill(self, count: Any, value: Callable[[Any, Evaluator], Any], put: Callable[[Any, int, Any], None]) -> None:
-        """Compute ``value(position, evaluator)`` of all channels at `count` positions and `put` it into shared memory."""
+    def _fill(self, count: Any, value: Callable[[Any, int, Vectors], Any], put: Callable[[Any, int, Any], None]) -> None:
+        """Compute ``value(position, lane, memory)`` of all channels at `count` positions and `put` it into shared memory."""
         together = self.threads // (self.channels // self.width)
         each = BATCH if const_int(count) is None or const_int(count) > together else 1
         own = tirx.truncdiv(self.thread, self.channels // self.width)
