@@ -34,7 +34,7 @@ class Hunt:
         self.folder = Path(tempfile.mkdtemp(dir=owner.folder))
         self.ready = False
         self.error: str | None = None
-        self.exhausted = False
+        self.exhausted = bool(self.journal.ranked and self.journal.ranked["stopped"] == "exhausted")
         self.waiting: list[tuple[Candidate, dict[str, Any]]] = []
         self.libraries: dict[Decisions, str] = {}
         self.codes = dict(self.journal.codes)

@@ -148,13 +148,15 @@ class Fleet:
                 self.skipped.append((name, str(error)))
                 continue
             self.staged.append(staged)
+            if all(hunt.journal.ranked and not self._wanted(hunt, rounds) for hunt in staged.hunts.values()):
+                continue  # an earlier call left nothing to do
             for place in staged.operator.places:
-                yield self._build_job(staged, *place, (), (staged, place))
+                yield self._build_job(staged, place, (), (staged, place))
             for hunt in staged.hunts.values():
                 yield self._case_job(staged, hunt)
                 # What an earlier call found best takes part in the ranking.
                 for point in hunt.finalists():
-                    yield self._build_job(staged, *hunt.place, point, (staged, hunt, Candidate(point)))
+                    yield self._build_job(staged, hunt.place, point, (staged, hunt, Candidate(point)))
             yield from self._batches(staged, rounds)
 
     def _batches(self, staged: Staged, rounds: int) -> Iterator[Job]:
@@ -168,7 +170,7 @@ class Fleet:
         # In turns: when time runs out, every kernel has had its part.
         for pairs in itertools.zip_longest(*batches):
             for hunt, candidate in filter(None, pairs):
-                yield self._build_job(staged, *hunt.place, candidate.decisions, (staged, hunt, candidate))
+                yield self._build_job(staged, hunt.place, candidate.decisions, (staged, hunt, candidate))
 
     def _wanted(self, hunt: Hunt, rounds: int) -> bool:
         """Whether a kernel takes part in a round."""
@@ -176,13 +178,13 @@ class Fleet:
             return False
         return rounds < SWEEP or hunt.best >= WORTH * hunt.owner.seconds
 
-    def _build_job(self, staged: Staged, function: str, position: int, decisions: Sequence[int], tag: Any) -> Job:
+    def _build_job(self, staged: Staged, place: tuple[str, int], decisions: Sequence[int], tag: Any) -> Job:
         operator = staged.operator
-        arguments = operator.job(function, position) | {"decisions": list(decisions), "target": operator.text}
+        arguments = operator.job(*place) | {"decisions": list(decisions), "target": operator.text}
         return Job(self.workshop.backend.build, arguments | {"folder": str(staged.folder)}, self.workshop.limits.build, tag)
 
     def _case_job(self, staged: Staged, hunt: Hunt) -> Job:
-        arguments = staged.operator.job(hunt.kernel.function, hunt.kernel.position)
+        arguments = staged.operator.job(*hunt.place)
         arguments |= {"sizes": staged.operator.checks(), "seed": self.seed, "folder": str(hunt.folder)}
         return Job(self.workshop.backend.prepare, arguments, self.workshop.limits.whole, (staged, hunt))
 
