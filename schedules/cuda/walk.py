@@ -80,7 +80,8 @@ def registers(kernel: Any, wide: int, steps: int, ahead: int) -> float:
     moves = moving(kernel)
     words = sum(max(dtype_bytes(str(t.dtype)), 4 // wide) for t in moves) / 4
     steady = sum(math.prod(const_int(n) or 1 for n in t.shape[:-1]) for t in kernel.loads if t not in moves) if scans else 0
-    added = len({x for x in (scan_inputs(scan.op)["x"] for scan in scans) if not is_load(stages.body(x))})
+    terms = {scan_inputs(scan.op)["x"] for scan in scans}
+    added = sum(stages.kind(x) == "map" and not is_load(stages.body(x)) for x in terms)
     states = 2 * len(scans) + 2 * len(sums) + 1
     held = min(wide * steady, STEADY_REGISTERS)
     return OWN + wide * states + held + steps * wide * (words * (1 + ahead) + (added + 1) / 3)

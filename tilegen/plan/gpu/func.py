@@ -16,7 +16,7 @@ from tilegen.schedules.rule import Gpu
 
 Buffers = Mapping[te.Tensor, Any]
 Decisions = Mapping[str, int]
-Lowering = Callable[[Kernel, Buffers, Decisions, Gpu, MathRule], None]
+Lowering = Callable[[Any, Buffers, Decisions, Gpu, MathRule], None]
 """``lower(kernel, buffers, decisions, gpu, math)`` emits one kernel launch into the function being built."""
 
 WARP = 32

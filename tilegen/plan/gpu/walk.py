@@ -78,7 +78,7 @@ class Walk(Ending):
         self.reads = Reads(self.lane, self.shape.width, self.backwards)
         self._find_reads()
         mute = muting(kernel)
-        self.muted = mute is not None and self._loaded(mute)
+        self.muted = mute is not None and self.reads.follows(mute)
         if self.muted:
             self.silent = [mute]
 
@@ -89,11 +89,6 @@ class Walk(Ending):
 
     def _memory(self, place: Place, at: Any, lane: Any) -> Held:
         return Held(self.buffers, self.reads, place, at, lane)
-
-    def _loaded(self, tensor: te.Tensor) -> bool:
-        """Whether all reads of a tensor go through windows that move along."""
-        windows = [window for window in self.reads.windows.values() if window.tensor.same_as(tensor)]
-        return bool(windows) and all(window.moves for window in windows) and tensor not in self.reads.elsewhere
 
     def _find_reads(self) -> None:
         """Windows of everything that the walk reads, found by evaluating one step on the side."""

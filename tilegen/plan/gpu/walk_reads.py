@@ -145,6 +145,11 @@ class Reads:
         away = next((value for kind, value in found if kind == "step"), 0)
         return -away if self.reverse else away
 
+    def follows(self, tensor: te.Tensor) -> bool:
+        """Whether all reads of a tensor go through windows that move along the walk."""
+        own = [window for window in self.windows.values() if window.tensor.same_as(tensor)]
+        return bool(own) and all(window.moves for window in own) and tensor not in self.elsewhere
+
     def moving(self) -> list[Window]:
         """Windows that move along the walk."""
         return [window for window in self.windows.values() if window.moves]
