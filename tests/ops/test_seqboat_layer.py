@@ -111,6 +111,15 @@ def test_skipped_tokens_send_no_gradient_to_their_router() -> None:
     assert (router[active] != 0).any(-1).all()
 
 
+@pytest.mark.parametrize("config", [CONFIGS[2], CONFIGS[13]], ids=name)
+def test_gradients_are_those_of_finite_differences(config: dict[str, Any]) -> None:
+    """Through the confidence too; tokens keep their decision, since none is near the border."""
+    m, x = layer(torch.float64, **config), tokens(1, 9, torch.float64, seed=4).requires_grad_()
+    router = (m.hx_proj.weight, m.hx_proj.bias, m.log_tau)
+    assert 0 < m.activity(x).sum() < 9
+    assert torch.autograd.gradcheck(lambda x, *_: m(x), (x, *router), fast_mode=True)
+
+
 def test_the_other_sequences_of_a_batch_change_nothing() -> None:
     m, x = layer(**CONFIGS[0]), tokens(3, 23)
     y = m(x)
