@@ -116,7 +116,9 @@ class Loading(Block):
             homes = self._writes(node)
             alone = self.past_registers and self.arena.halves == 2 and len(homes) == 1
             whole = tuple(node.extents) == tuple(node.tile)
-            self.asynchronous[node.tensor] = alone and whole and all(self._is_plain(node, p, homes[0]) for p in self._pieces(node))
+            self.asynchronous[node.tensor] = (
+                alone and whole and all(self._is_plain(node, p, homes[0]) for p in self._pieces(node))
+            )
         return self.asynchronous[node.tensor]
 
     def _is_plain(self, node: Node, piece: Piece, home: Shared) -> bool:

@@ -94,7 +94,7 @@ class Nests(Loading):
         layout, operands = node.layout, node.operands
         assert layout is not None and operands is not None
         target = self.registers[node.tensor] if into is None else into
-        sides = [self._side(node, k) for k in range(2)]
+        sides: list[Any] = [self._side(node, k) for k in range(2)]
         self.arena.use([s.shared for s in sides if isinstance(s, contract.InShared)], [])
         steps = self._contracted(node)
         if fresh:
