@@ -113,7 +113,7 @@ def _gpu(cards: tuple[gpus.Card, ...], wide: bool) -> BuildTarget:
         },
         host=Target({"kind": "cuda_host"}),
     )
-    description = {"kind": "cuda", "arch": first.arch, "archs": [card.arch for card in cards], "host": machine.arch()}
+    description: dict[str, Any] = {"kind": "cuda", "arch": first.arch, "archs": [card.arch for card in cards], "host": machine.arch()}
     if wide:
         description[OFFSETS] = 64
     return BuildTarget(target, gpu, first.name, description)
