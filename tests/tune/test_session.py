@@ -181,8 +181,9 @@ def test_progress_without_a_terminal_is_plain_lines(workshop: Workshop, tmp_path
         assert part in first
     report = TuneReport([result], 12.0)
     assert "times as fast as the default" in report.lines()[0]
-    assert "record " in report.lines()[2]
-    assert str(tmp_path) in report.lines()[2]
+    assert "random search would have had" in report.lines()[2]
+    assert "record " in report.lines()[3]
+    assert str(tmp_path) in report.lines()[3]
     assert report.lines()[-1].startswith("1 kernel(s): ")
     assert report.to_json()["results"][0]["trials"] == 8
 
