@@ -12,7 +12,7 @@ from typing import Any
 from tvm import ir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
-from tilegen.expression.walkers import conjunction, substitute
+from tilegen.expression.walkers import conjunction, substitute, variables
 from tilegen.plan.gpu import copying, masks, vector
 from tilegen.plan.gpu.block import Block
 from tilegen.plan.gpu.program import Node
@@ -183,7 +183,9 @@ class Loading(Block):
         rows = range(piece.first, max(piece.first + 1, min(piece.last, node.extents[0])))
         found: list[Any] = []
         for guard in [part for read in reads for whole in read.guards for part in masks.parts(whole)]:
-            worst = masks.worst(guard, row, rows)
+            # A width that is no multiple of the tile's makes conditions on columns too.
+            along = any(v.same_as(w) for v in variables(guard) for w in (lane, *variables(column)))
+            worst = None if along else masks.worst(guard, row, rows)
             if worst is None:
                 return []
             if not masks.known(worst, found):
