@@ -24,7 +24,8 @@ def joined(instance: Instance) -> list[Any]:
     return [kernel for kernel in retraced(plan(instance).functions)["backward"].kernels if isinstance(kernel, Retrace)]
 
 
-@pytest.mark.parametrize("T", [1, SPAN, SPAN + 1, 3 * SPAN - 7, 3 * SPAN], ids=lambda T: f"T{T}")
+# From two positions on: of one, all gradients but that of v are zero, and the tolerance rule has no scale.
+@pytest.mark.parametrize("T", [2, SPAN, SPAN + 1, 3 * SPAN - 7, 3 * SPAN], ids=lambda T: f"T{T}")
 def test_gradients_over_any_number_of_spans(T: int) -> None:
     instance = EA.instance("bfloat16")
     assert len(joined(instance)) == 1
