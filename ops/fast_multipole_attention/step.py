@@ -117,7 +117,7 @@ def visible_list(
 
         far_keys.append(compute((*lead, 2, P, dims.D), body, name=f"{name}_far{level}"))
 
-    def body(b: Any, h: Any, x: Any, d: Any) -> Any:
+    def entry(b: Any, h: Any, x: Any, d: Any) -> Any:
         value = near_keys(b, h, floordiv(x, m), floormod(x, m), d)
         if not config.levels:
             return value
@@ -125,7 +125,7 @@ def visible_list(
         far = of_levels(config, y, lambda level, slot, r: far_keys[level - 1](b, h, slot, r, d))
         return if_then_else(y < 0, value, far)
 
-    return compute((*lead, list_length(config), dims.D), body, name=f"{name}_list")
+    return compute((*lead, list_length(config), dims.D), entry, name=f"{name}_list")
 
 
 def attend(config: Any, dims: Any, q: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:

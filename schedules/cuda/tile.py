@@ -60,9 +60,6 @@ class Tile:
         made["warps"] = decide("warps", WARPS, 8 if walks and (crowded or steps_alone(kernel) or not kernel.multiplies(gpu)) else 4)
         if walks:
             made["prefetch"] = decide("prefetch", PREFETCH, 2)
-        if not walks:
-            usually = kernel.resident(gpu, made["warps"], made["parts"])
-            made["resident"] = decide("resident", (1, 2, 3), usually)
         if alone:
             made["apart"] = int(apart)
         return made

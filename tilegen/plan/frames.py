@@ -11,7 +11,7 @@ fixed place (the last tile).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -33,6 +33,9 @@ from tilegen.expression.walkers import (
 )
 from tilegen.plan import stages
 from tilegen.plan.access import anchors_below, stage_reads
+
+REPEATED, MANY = 4, 8
+"""A stage that this many elements of a result share, and that is made from this many others, is written to memory first."""
 
 EVERYWHERE = "tilegen.everywhere"
 """The attribute of a stage that has elements which no tile stands for: the states of sequences without positions."""
@@ -298,7 +301,8 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
                 visit(source, reads_at, False)
             return
         if stages.kind(current) == "map":
-            if not tiled and not top and frame_like(current) and is_summary(current, ready):
+            apart = is_repeated(current, frame.inner_extents(tensor), ready) if tiled else frame_like(current) and is_summary(current, ready)
+            if apart and not top:
                 found.memory.add(current)
                 return
             for source, reads_at in stage_reads(current, indices):
@@ -320,6 +324,20 @@ def is_summary(tensor: te.Tensor, ready: Collection[te.Tensor]) -> bool:
         return False
     below = [t for t in anchors_below(tensor, ready) if is_local(t)]
     return size_estimate(tensor.shape) < sum(size_estimate(t.shape) for t in below)
+
+
+def is_repeated(tensor: te.Tensor, extents: Sequence[Any], ready: Collection[te.Tensor]) -> bool:
+    """Whether a pointwise stage that adds up much of other tiles would be computed for many elements of a result each time anew."""
+    if REPEATED * size_estimate(inner(tensor)) > size_estimate(extents) or _count(tensor, ready) < MANY:
+        return False
+    needs = cone(tensor, own_frame(tensor), ready)
+    return bool(needs.memory) and not needs.locals and not needs.walks
+
+
+def _count(tensor: te.Tensor, ready: Collection[te.Tensor]) -> int:
+    """How many elements of stages that are not pointwise an element is made from."""
+    reads = [source for source, _ in stages.reads(tensor) if source not in ready and stages.kind(source) != "input"]
+    return sum(_count(source, ready) if stages.kind(source) == "map" else 1 for source in reads)
 
 
 def _reads(tensor: te.Tensor, indices: list[Any], analyzer: sym.Analyzer) -> list[tuple[te.Tensor, list[Any]]]:

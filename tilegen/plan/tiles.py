@@ -87,15 +87,6 @@ class TileKernel(Kernel):
         inner = [[math.prod(stages.const_int(n) or 1 for n in list(t.shape)[len(one.space) :]) for t in one.anchors] for one in (self.apart() if apart else [self])]
         return max(sum(sizes) for sizes in inner)
 
-    def resident(self, gpu: Gpu, warps: int, parts: int) -> int:
-        """The blocks that a multiprocessor should hold, see `tilegen.plan.gpu.pressure`."""
-        from tilegen.plan.gpu.block import narrow_of
-        from tilegen.plan.gpu.pressure import resident
-        from tilegen.plan.gpu.program import Program
-
-        program = Program(self, self.memory, warps, narrow_of(self, gpu), parts)
-        return resident(program, gpu, self.shared_bytes(gpu, warps, parts))
-
     def shared_axis(self, apart: bool = False) -> int:
         """The extent of the widest axis of the results that blocks can share out; 1 when there is none."""
         from tilegen.plan.gpu.program import Program

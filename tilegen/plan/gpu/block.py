@@ -76,7 +76,6 @@ class Block:
         self.warps, self.prefetch = int(decisions["warps"]), bool(decisions.get("prefetch", 1)) and kernel.walked is not None
         self.past_registers = self.prefetch and int(decisions["prefetch"]) > 1 and gpu.capability >= TENSOR_CORES
         self.threads = self.warps * WARP
-        self.resident = int(decisions.get("resident", 1))
         self.narrow = narrow_dtype(list(buffers)) if gpu.capability >= TENSOR_CORES else None
         self.program = Program(kernel, set(self.memory), self.warps, self.narrow, int(decisions.get("parts", 1)))
         self.rank = len(kernel.space)

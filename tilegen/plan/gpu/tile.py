@@ -42,7 +42,7 @@ def lower_tile(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu,
     """Emit a tile kernel.
 
     Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` in a walk (1: to registers;
-    2: to shared memory where a tile is copied as it is), `apart` (0 or 1) for a launch for every result, `resident` blocks of a multiprocessor.
+    2: to shared memory where a tile is copied as it is), `apart` (0 or 1) for a launch for every result.
     """
     assert isinstance(kernel, TileKernel)
     for one in kernel.apart() if decisions.get("apart") else [kernel]:
@@ -123,10 +123,10 @@ class TileEmitter(Nests):
 
     @contextmanager
     def _resident(self) -> Iterator[None]:
-        """The compiler is told how many blocks a multiprocessor should hold; a walk may have it alone, and all its registers."""
+        """A walk may have a multiprocessor alone, and all its registers."""
         with ExitStack() as stack:
-            if self.resident > 1 or self.kernel.walked is not None:
-                stack.enter_context(T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", self.resident))
+            if self.kernel.walked is not None:
+                stack.enter_context(T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 1))
             yield
 
     def _busy(self) -> Any:
