@@ -21,6 +21,7 @@ from tilegen.expression.walkers import (
     is_load,
     load_tensor,
     prim,
+    same,
     substitute,
     variables,
 )
@@ -39,7 +40,10 @@ def busy(kernel: TileKernel, at: list[Any]) -> Any:
         if spec.kind != "sum" or spec.decay or spec.reset or stages.kind(x) != "reduce" or stages.reduction(x) != "sum":
             return None
         operands = [load_tensor(part) for part in factors(stages.body(x)) if is_load(part)]
-        needed = conjunction(c for operand in operands for c in _needed(operand, at))
+        parts: list[Any] = []
+        for condition in (c for operand in operands for c in _needed(operand, at)):
+            parts += [] if any(same(condition, known) for known in parts) else [condition]
+        needed = conjunction(parts)
         if needed is None:
             return None
         found.append(needed)
