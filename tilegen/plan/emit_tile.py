@@ -30,13 +30,14 @@ from tilegen.plan.evaluate import MathRule, identity
 from tilegen.plan.frames import outer_rank
 from tilegen.plan.idle import busy
 from tilegen.plan.scope import scope
+from tilegen.plan.sides import Sides
 from tilegen.plan.sums import emit_row_sum, is_row_sum
 from tilegen.plan.tile_values import Oriented, State, TileEvaluator
 from tilegen.plan.tiles import TileKernel
 from tilegen.schedules.rule import INNER
 
 
-class TileEmitter:
+class TileEmitter(Sides):
     """Emits one kernel into the function being built."""
 
     def __init__(self, kernel: TileKernel, buffers: Mapping[te.Tensor, Any], math: MathRule):
@@ -47,6 +48,7 @@ class TileEmitter:
         self.turned: dict[tuple[te.Tensor, int], Any] = {}
         self.binding: dict[Any, Any] = {}  # block variables of the nest being emitted -> its loops
         self.rank = len(kernel.space)
+        self.know_branch()
         self.parallel = [k for k in range(self.rank) if k != kernel.walked]
         self.local = {t: self.buffer(t.op.name, list(t.shape), t) for t in kernel.locals}
         self.before = {t: self.buffer(f"{t.op.name}_before", self._unwalked(t), t) for t in kernel.anchors}
@@ -101,19 +103,16 @@ class TileEmitter:
     def _body(self, at: list[Any], emits: list[te.Tensor]) -> None:
         for scan in self.entered:
             self._enter(scan, at)
-        own = {*self.kernel.locals, *self.kernel.anchors}
-        for tensor in sorted(own, key=self._position):
-            if tensor in self.after:
-                self._advance(tensor, at)
-            elif stages.kind(tensor) == "scan":
-                self._inner_scan(tensor, at)
-            else:
-                self._reduce(tensor, at)
+        own = {*self.kernel.locals, *self.kernel.anchors, *self.costly_on_one_side()}
+        for tensor in sorted(own, key=self.position):
+            with self.where_needed(tensor, at):
+                if tensor in self.after:
+                    self._advance(tensor, at)
+                else:
+                    nests = {"map": self._map, "scan": self._inner_scan}
+                    nests.get(stages.kind(tensor), self._reduce)(tensor, at)
         for tensor in emits:
             self._write(tensor, at)
-
-    def _position(self, tensor: te.Tensor) -> int:
-        return self.kernel.order[tensor]
 
     # ---------------------------------------------------------------- nests
 
@@ -168,6 +167,7 @@ class TileEmitter:
         visible = {**self.memory, **self.local, **states, **(extra or {})}
         values = TileEvaluator(self.kernel, visible, self.math, [*outer, *inner], analyzer)
         values.tile = {*self.local, *states}
+        values.branch, values.side, values.chosen = self.branch, self.side, self.chosen
         return values
 
     def _reduce(self, tensor: te.Tensor, at: Sequence[Any]) -> None:

@@ -161,7 +161,7 @@ class Partition:
                 tensor = stack.pop()
                 if stages.kind(tensor) != "map" or tensor in self.ready:
                     continue
-                if points >= REUSE * size_estimate(tensor.shape) and _costly(tensor):
+                if points >= REUSE * size_estimate(tensor.shape) and is_costly(tensor):
                     found.append(tensor)
                 else:
                     stack += [source for source, _ in stages.reads(tensor)]
@@ -190,7 +190,7 @@ class Partition:
         """Whether a pointwise stage, or one that it is made from, is costly."""
         if tensor in self.ready or stages.kind(tensor) != "map":
             return False
-        return _costly(tensor) or any(self._costly_below(source) for source, _ in stages.reads(tensor))
+        return is_costly(tensor) or any(self._costly_below(source) for source, _ in stages.reads(tensor))
 
     # ---------------------------------------------------------------- materialisation
 
@@ -251,5 +251,6 @@ class Partition:
         return float(cost)
 
 
-def _costly(tensor: te.Tensor) -> bool:
+def is_costly(tensor: te.Tensor) -> bool:
+    """Whether a stage has a function or a reduction."""
     return bool(find(stages.body(tensor), lambda e: call_name(e) in COSTLY or isinstance(e, tirx.Reduce)))

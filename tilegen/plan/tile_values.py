@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tvm import te
+from tvm import ir, te, tirx
 
 from tilegen.expression.scan import scan_spec
+from tilegen.expression.walkers import is_load, rewrite
 from tilegen.plan import stages
 from tilegen.plan.access import matches
+from tilegen.plan.branches import SIDES, Branch
 from tilegen.plan.evaluate import Evaluator, MathRule
 from tilegen.plan.tiles import TileKernel
 
@@ -49,6 +51,9 @@ class TileEvaluator(Evaluator):
         self.written = set()
         self.tile: set[te.Tensor] = set()
         self.fixed: dict[int, tuple[Any, Any]] = {}  # outer axis -> (the one place a result reads, the variable that is there)
+        self.branch: Branch | None = None
+        self.side: bool | None = None  # the side of the choice that is known to be taken
+        self.chosen: Any = None  # the choice as a variable, once it is known
         self.located: Callable[[te.Tensor, Any], Any] | None = None  # where tables place an element, by the task's own variables
 
     def element(self, tensor: te.Tensor, indices: Sequence[Any]) -> Any:
@@ -68,7 +73,24 @@ class TileEvaluator(Evaluator):
             here = [self.analyzer.simplify(i) for i in self.point[: len(self.kernel.space)]]
             if stages.kind(tensor) == "map" and not matches(at[: len(here)], here):
                 return self._stage(tensor, at)
-        return super().element(tensor, at)
+        value = super().element(tensor, at)
+        sides = SIDES if self.branch is None else self.branch.sides(tensor)
+        if len(sides) == 2 or self.side == sides[0]:
+            return value
+        if self.side is not None:
+            return tirx.const(0, str(tensor.dtype))
+        # Nothing that is multiplied with it there may be infinite.
+        taken = self.choice()
+        return tirx.Select(taken if sides[0] else tirx.Not(taken), value, tirx.const(0, str(tensor.dtype)))
+
+    def choice(self) -> Any:
+        """The kernel's choice in this tile."""
+        branch = self.branch
+        assert branch is not None
+        if self.chosen is not None:
+            return self.chosen != 0
+        outer = list(self.point[: branch.rank])
+        return self._resolve(rewrite(branch.condition, ir.Call, lambda call: branch.flag(*outer) if is_load(call) else call))
 
     def resolved(self, read: Any) -> Any:
         """The value of a read of any stage."""

@@ -89,6 +89,7 @@ class Block:
         self.registers: dict[te.Tensor, Any] = {}
         self.fixed: dict[int, Any] = {}
         self.ends: dict[int, tuple[Any, Any]] = {}
+        self.side: bool | None = None  # the side of the program's choice that nests are being written for
         self._plan_shared()
 
     # ---------------------------------------------------------------- shared memory
@@ -131,14 +132,17 @@ class Block:
             count = node.layout.row_size if node.way in ("rows", "rowstat") else node.layout.size
             self.registers[tensor] = T.alloc_buffer([count], str(tensor.dtype), scope="local")
             IRBuilder.name(node.name, self.registers[tensor])
+        if self.program.branch is not None:
+            self.decided = T.alloc_buffer([1], "int32", scope="local")
+            IRBuilder.name("choice", self.decided)
 
     def _home(self, tensor: te.Tensor, kind: str) -> Shared | None:
         return self.homes.get((tensor, kind))
 
     def _used(self, node: Node) -> list[Shared]:
         """The buffers that the reads of a nest may touch."""
-        found = [self.homes[t, k] for t, k in self.homes if any(r.source is t or r.source.same_as(t) for r in node.reads)]
-        return found
+        reads = [r.source for r in node.reads if self.side is None or r.side in (None, self.side)]
+        return [self.homes[t, k] for t, k in self.homes if any(source is t or source.same_as(t) for source in reads)]
 
     def _writes(self, node: Node) -> list[Shared]:
         return [s for (t, _), s in self.homes.items() if t is node.tensor or t.same_as(node.tensor)]
@@ -184,8 +188,17 @@ class Block:
             return self._element(held, indices[self.rank :], when, list(inner), layout, at, column)
 
         values = Values(self.kernel, self.memory, self.math, [*self.outer, *inner], self.analyzer, find, inline)
+        branch, side = self.program.branch, self.side
+        if branch is not None and side is not None:
+            values.assumed = lambda expr: branch.assumed(expr, side, self._is_here)
         values.products = [self.registers[t] for t, held in self.program.held.items() if held.node.way == "contract"]
         return values
+
+    def _is_here(self, at: Sequence[Any]) -> bool:
+        """Whether outer indices are those of this block's point."""
+        return (
+            place_of(self.kernel, self.kernel.emits[0], [self.analyzer.simplify(i) for i in at], self.outer, self.fixed) == "here"
+        )
 
     def _element(
         self, held: Held, inner: list[Any], when: str, point: list[Any], layout: Layout | None, at: Registers | None, column: bool

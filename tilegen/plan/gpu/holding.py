@@ -7,7 +7,7 @@ it is costly and read more than once, or when a loop reads it from memory again 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tvm import ir, sym, te, tirx
@@ -21,11 +21,13 @@ from tilegen.expression.walkers import (
     is_load,
     load_indices,
     load_tensor,
+    loads,
     rewrite,
     substitute,
 )
 from tilegen.plan import stages
 from tilegen.plan.access import scan_reads, stage_reads
+from tilegen.plan.branches import branch_of
 from tilegen.plan.frames import outer_rank
 from tilegen.plan.gpu.layout import Layout, padded
 from tilegen.plan.gpu.values import is_function
@@ -36,11 +38,15 @@ Way = Literal["flat", "fragment", "rows", "rowstat", "contract"]
 
 @dataclass(frozen=True)
 class Read:
-    """A read of a held stage: its inner indices in the reader's variables, and whether it is the step before."""
+    """A read of a held stage: its inner indices in the reader's variables, and whether it is the step before.
+
+    `side` is the side of the kernel's choice on which it is read (see `tilegen.plan.branches`), None for both.
+    """
 
     source: te.Tensor
     at: tuple[Any, ...]
     earlier: bool = False
+    side: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Node:
         (a product that a state accumulates).
     own, over : variables of its inner axes and of its reduced axes.
     extents : of its inner axes, as far as one block computes them.
+    sides : the sides of the kernel's choice on which it is needed; `split` when it differs between the two.
     cut : the inner axis of which a block computes only a part (see `Program.cuts`), or None.
     """
 
@@ -76,6 +83,8 @@ class Node:
     position: int = 0
     from_memory: bool = False
     cut: int | None = None
+    sides: tuple[bool, ...] = (True, False)
+    split: bool = False
 
     @property
     def tile(self) -> tuple[int, ...]:
@@ -126,6 +135,8 @@ class Holding:
         self.fixed: dict[int, Any] = {}
         self.sources: dict[te.Tensor, bool] = {}
         self.located: Callable[[te.Tensor, Any], Any] | None = None  # where tables place an element, by the block's own variables
+        computed = {*kernel.locals, *kernel.anchors, *kernel.emits}
+        self.branch = branch_of([*kernel.emits, *kernel.anchors], memory - computed, kernel.space)
         self._hold()
 
     def _hold(self) -> None:
@@ -208,10 +219,10 @@ class Holding:
         if kind == "reduce":
             over = self._fresh([int(const_int(a.dom.extent)) for a in stages.reduce_axes(tensor)], "r")
             node = Node(tensor, "reduce", own, extents, over)
-            mapping = dict(zip(stages.axes(tensor), [*self.outer, *own], strict=True))
-            mapping |= {axis.var: var for axis, var in zip(stages.reduce_axes(tensor), over, strict=True)}
+            mapping = {axis.var: var for axis, var in zip(stages.reduce_axes(tensor), over, strict=True)}
+            point = [*self.outer, *own]
             self._follow(
-                node, [(t, [substitute(i, mapping) for i in at]) for t, at in stage_reads(tensor, list(stages.axes(tensor)))]
+                node, lambda side: [(t, [substitute(i, mapping) for i in at]) for t, at in self._side_reads(tensor, point, side)]
             )
             return node
         if kind == "scan":
@@ -220,10 +231,10 @@ class Holding:
             initial = scan_inputs(tensor.op).get("initial")
             if node.role == "state":
                 reads = [(t, at) for t, at in reads if t is not initial]
-            self._follow(node, reads)
+            self._follow(node, lambda _: reads)
             return node
         node = Node(tensor, "map", own, extents)
-        self._follow(node, stage_reads(tensor, [*self.outer, *own]))
+        self._follow(node, lambda side: self._side_reads(tensor, [*self.outer, *own], side))
         if not node.reads:
             node.role = "load"
         return node
@@ -239,15 +250,54 @@ class Holding:
         if elements:
             self.located = lambda placing, index: frame.located(placing, index, list(self.outer), list(node.own), elements)
         if tensor in self.keep:
-            self._follow(node, [(tensor, indices)])
+            self._follow(node, lambda _: [(tensor, indices)])
         else:
-            self._follow(node, stage_reads(tensor, indices))
+            self._follow(node, lambda side: self._side_reads(tensor, indices, side))
         self.located = None
         self.fixed = {}
         return node
 
-    def _follow(self, node: Node, reads: list[tuple[te.Tensor, list[Any]]]) -> None:
-        """Record what `node` reads of held stages, through everything that is computed where it is read."""
+    def _side_reads(self, tensor: te.Tensor, at: list[Any], side: bool | None) -> list[tuple[te.Tensor, list[Any]]]:
+        """What element `at` of a stage reads, on one side of the kernel's choice or (None) on either."""
+        branch = self.branch
+        if branch is None or side is None or not branch.differs(tensor) or not self.here(at):
+            return stage_reads(tensor, at)
+        found = loads(branch.assumed(stages.body(tensor), side, branch.own(tensor)))
+        mapping = dict(zip(stages.axes(tensor), at, strict=True))
+        return [(load_tensor(read), [substitute(i, mapping) for i in load_indices(read)]) for read in found]
+
+    def here(self, at: list[Any]) -> bool:
+        """Whether a stage is read at the block's own outer point."""
+        own = zip(at[: self.rank], self.outer, strict=False)
+        return len(at) >= self.rank and all(
+            stages.equal(i, o) or (k in self.fixed and stages.equal(i, self.fixed[k])) for k, (i, o) in enumerate(own)
+        )
+
+    def _follow(self, node: Node, reads: Callable[[bool | None], list[tuple[te.Tensor, list[Any]]]]) -> None:
+        """Record what `node` reads of held stages, through everything that is computed where it is read, on each side of the choice."""
+        if self.branch is None:
+            self._follow_side(node, reads(None), None)
+            return
+        if node.role not in ("emit", "state"):
+            node.sides = self.branch.sides(node.tensor)
+        both: dict[bool, list[Read]] = {}
+        node.split = self.branch.differs(node.tensor)
+        for side in node.sides:
+            node.reads = []
+            self._follow_side(node, reads(side), side)
+            both[side] = node.reads
+        node.split = node.split and len(node.sides) == 2
+        alike = lambda a, b: a.source.same_as(b.source) and a.earlier == b.earlier and str(a.at) == str(b.at)  # noqa: E731
+        node.reads = []
+        for side, found in both.items():
+            for read in found:
+                common = len(both) == 2 and any(alike(read, other) for other in both[not side])
+                if not common:
+                    node.reads.append(replace(read, side=side))
+                elif side:
+                    node.reads.append(read)
+
+    def _follow_side(self, node: Node, reads: list[tuple[te.Tensor, list[Any]]], side: bool | None) -> None:
         stack: list[tuple[Any, te.Tensor, list[Any]]] = [(node, t, at) for t, at in reads]
         seen: set[str] = set()
         while stack:
@@ -271,11 +321,12 @@ class Holding:
                         self.repeated += [tensor] if stages.equal(at[-1], node.own[0]) else []
                     # So does every row of a tile with the element of its column.
                     loops = loops or (len(self.inner(tensor)) == 1 and len(node.own) == 2 and stages.equal(at[-1], node.own[1]))
-                    if loops and len(self.inner(tensor)) in (1, 2) and self._from_memory(tensor):
+                    if loops and len(self.inner(tensor)) in (1, 2) and (self._from_memory(tensor) or side is not None):
                         self.repeated.append(tensor)
                 if key not in seen:
                     seen.add(key)
-                    stack += [(tensor, t, i) for t, i in stage_reads(tensor, at)]
+                    node.split = node.split or (self.branch is not None and self.branch.differs(tensor))
+                    stack += [(tensor, t, i) for t, i in self._side_reads(tensor, at, side)]
             elif tensor not in self.memory:
                 raise PlanError(f"kernel '{self.kernel.name}' needs stage '{tensor.op.name}', which no kernel before it writes")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from tilegen.plan.gpu.layout import PAD, Layout, padded
 from tilegen.plan.gpu.loading import Loading
 from tilegen.plan.gpu.program import Held, Node
 from tilegen.plan.gpu.shared import Shared
+from tilegen.plan.gpu.sides import Sides
 from tilegen.plan.gpu.values import Values, rounded
 
 KEPT = 64
@@ -30,17 +31,29 @@ Known = Callable[[Any, Any], masks.Domain | None]
 """What is known of the masks at (row, column)."""
 
 
-class Nests(Loading):
+class Nests(Sides, Loading):
     """A block that computes its stages."""
 
     def _share(self, held: Held) -> None:
         """Copies of what is in registers that others read from shared memory."""
         node, tensor = held.node, held.node.tensor
-        homes = [s for kind in ("wide", "narrow") if (s := self._home(tensor, kind)) is not None]
+        kind_of = {s: kind for kind in ("wide", "narrow") if (s := self._home(tensor, kind)) is not None}
+        homes = list(kind_of)
         if not held.registers or not homes or node.layout is None:
             return
         self.arena.use([], homes)
         layout, source = node.layout, self.registers[tensor]
+        for side in (True, False):
+            # A copy that only one side reads is made there.
+            only = [s for s in homes if self.choice is not None and held.sides.get(kind_of[s]) == {side}]
+            homes = [s for s in homes if s not in only]
+            if only and self.side in (None, side):
+                with self._given(side) if self.side is None else nullcontext():
+                    self._copy(node, layout, source, only)
+        if homes:
+            self._copy(node, layout, source, homes)
+
+    def _copy(self, node: Node, layout: Layout, source: Any, homes: Sequence[Shared]) -> None:
         if node.way in ("rows", "rowstat"):
             with (
                 self._over(layout, rows_only=True) as (at, row, _),

@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import networkx
@@ -35,13 +36,14 @@ NARROW = {"float16", "bfloat16"}
 
 @dataclass(eq=False)
 class Held:
-    """Where a held stage lives."""
+    """Where a held stage lives; `sides` says for "wide" and "narrow" on which sides of the kernel's choice somebody reads that."""
 
     node: Node
     registers: bool = False
     wide: bool = False
     narrow: bool = False
     earlier: bool = False
+    sides: dict[str, set[bool]] = field(default_factory=dict)
 
 
 class Program(Holding):
@@ -59,8 +61,8 @@ class Program(Holding):
             for node in self.steps:
                 self._way(node)
         self._fuse()
-        self._turn()
         self.precise = self._precise()
+        self._turn()
         self.outside = band.narrow(self) if narrow is not None else {}
         self.held = {tensor: Held(node) for tensor, node in self.nodes.items()}
         self._home()
@@ -70,6 +72,10 @@ class Program(Holding):
     def _order(self) -> None:
         """Loads first, each result as soon as it can be written; a state that others read before its step moves on last."""
         order = self.kernel.order
+        if self.branch is not None:
+            # What is needed on one side only waits until the choice is known.
+            choice = order[self.branch.flag]
+            order = {t: (k if t not in self.nodes or len(self.nodes[t].sides) == 2 else max(k, choice), k) for t, k in order.items()}
         late = {t for t in self.kernel.anchors if scan_spec(t.op).exclusive}
         first = sorted((n for n in self.nodes.values() if n.role == "load"), key=lambda n: order[n.tensor])
         middle = sorted(
@@ -226,7 +232,7 @@ class Program(Holding):
         for first in [n for n in self.steps if n.way == "contract" and n.operands is not None]:
             tile = self._tile_of(first)
             turned = [self._as_left(node, reader) for node in tile for reader in self.steps if reader not in tile and self._takes(reader, node)]
-            if first in done or not turned or not all(turned):
+            if first in done or not turned or not all(turned) or not tile.isdisjoint(self.precise):
                 continue
             rows, columns = first.extents
             across = layout(columns, rows, self.warps, True)
@@ -258,7 +264,7 @@ class Program(Holding):
 
     def _as_left(self, node: Node, reader: Node) -> bool:
         """Whether `reader` reads a tile as a left operand that is turned, with whole rows in each warp, and no other way."""
-        if node.role not in ("reduce", "map") or reader.way != "contract" or reader.operands is None or reader.layout is None:
+        if node.role not in ("reduce", "map") or reader.way != "contract" or reader.operands is None or reader.layout is None or reader in self.precise:
             return False
         left, right = reader.operands
         rows = layout(node.extents[1], node.extents[0], self.warps, True)
@@ -297,7 +303,7 @@ class Program(Holding):
         for node in self.steps:
             for k, side in enumerate(node.operands or ()):
                 if not (k == 0 and self.in_registers(node, side)):
-                    self._share(side.source, operand=node not in self.precise)
+                    self._share(side.source, node.sides, operand=node not in self.precise)
             if node.way == "contract":
                 continue
             for read in node.reads:
@@ -306,18 +312,19 @@ class Program(Holding):
                 held = self.held[read.source]
                 held.earlier |= read.earlier
                 if not self.reads_registers(node, read):
-                    self._share(read.source, operand=False)
+                    self._share(read.source, node.sides if read.side is None else (read.side,), operand=False)
         for held in self.held.values():
             if not held.registers and not held.wide and not held.narrow:
                 held.wide = True
         self.held = {tensor: held for tensor, held in self.held.items() if held.node.role != "fused"}
 
-    def _share(self, tensor: te.Tensor, operand: bool) -> None:
+    def _share(self, tensor: te.Tensor, sides: Iterable[bool], operand: bool) -> None:
         held = self.held[tensor]
+        kind = "wide"
         if (operand and self.narrow is not None) or (held.node.role == "load" and self.narrow is not None and self.exact(tensor)):
-            held.narrow = True
-        else:
-            held.wide = True
+            kind = "narrow"
+        held.narrow, held.wide = held.narrow or kind == "narrow", held.wide or kind == "wide"
+        held.sides.setdefault(kind, set()).update(sides)
 
     def exact(self, tensor: te.Tensor) -> bool:
         """Whether a loaded tile is a copy of narrow memory, so that nothing is lost in the narrow dtype."""

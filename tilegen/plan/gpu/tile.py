@@ -119,7 +119,7 @@ class TileEmitter(Nests):
                 else:  # between two steps with something to do may be others, without barriers
                     self.arena.settle()
             for node in self.program.emits if busy is not None else []:
-                self._nest(node)
+                self._either(node)
 
     @contextmanager
     def _resident(self) -> Iterator[None]:
@@ -136,7 +136,7 @@ class TileEmitter(Nests):
         return None if found is None else self._values_at([], inline=True).resolved(found)
 
     def _body(self, ahead: Callable[[], None] | None = None, emits: bool = True) -> None:
-        self.fragments.held = {}
+        self.fragments.held, self.choice = {}, None
         for node in self._states():
             spec = scan_spec(node.tensor.op)
             if spec.exclusive and spec.reset:
@@ -152,9 +152,14 @@ class TileEmitter(Nests):
             self.arena.meet()
         if ahead is not None:
             ahead()
+        branch = self.program.branch
+        if branch is not None and branch.flag not in self.program.held:
+            self._choose()
         for node in self.program.steps:
             if node.role != "load" and (emits or node.role != "emit"):
-                self._nest(node)
+                self._either(node)
+            if branch is not None and node.tensor.same_as(branch.flag) and node.role != "emit":
+                self._choose()
 
     def _nest(self, node: Node) -> None:
         if node.role == "emit":
@@ -194,7 +199,7 @@ class TileEmitter(Nests):
                 return nothing
             outer = [o for k, o in enumerate(self.outer) if k != self.kernel.walked]
             values = self._values(node, inner)
-            values.point = [*outer, *values.point[self.rank :]]
+            values.point = values.full = [*outer, *values.point[self.rank :]]
             return values.value_at(initial, list(values.point))
 
         if node.way == "fragment":
