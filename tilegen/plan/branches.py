@@ -181,7 +181,7 @@ def _alike(a: Any, b: Any) -> bool:
     """Whether two conditions compare the same flag with the same constant, wherever they read it."""
     if type(a) is not type(b) or not _is_comparison(a):
         return False
-    return load_tensor(a.a).same_as(load_tensor(b.a)) and same(a.b, b.b)
+    return load_tensor(a.a) in {load_tensor(b.a)} and same(a.b, b.b)
 
 
 def _below(results: Sequence[te.Tensor], memory: Collection[te.Tensor]) -> list[te.Tensor]:

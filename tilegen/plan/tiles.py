@@ -84,8 +84,9 @@ class TileKernel(Kernel):
 
     def state_elements(self, apart: bool = False) -> int:
         """The elements of the states that one block carries along, before it is shared out."""
-        inner = [[math.prod(stages.const_int(n) or 1 for n in list(t.shape)[len(one.space) :]) for t in one.anchors] for one in (self.apart() if apart else [self])]
-        return max(sum(sizes) for sizes in inner)
+        alone = self.apart() if apart else [self]
+        count = lambda one, t: math.prod(stages.const_int(n) or 1 for n in list(t.shape)[len(one.space) :])  # noqa: E731
+        return max(sum(count(one, t) for t in one.anchors) for one in alone)
 
     def shared_axis(self, apart: bool = False) -> int:
         """The extent of the widest axis of the results that blocks can share out; 1 when there is none."""

@@ -201,8 +201,8 @@ class Bands:
 
     def _leaves(self, node: Node) -> bool:
         """Whether anything outside the family reads a stage of it."""
-        others = (n for n in self.program.steps if any(r.source is node.tensor or r.source.same_as(node.tensor) for r in n.reads))
-        inside = lambda n: n in self.family and all(_is_point(r.at, n) for r in n.reads if r.source.same_as(node.tensor))  # noqa: E731
+        others = (n for n in self.program.steps if any(self.program.nodes[r.source] is node for r in n.reads))
+        inside = lambda n: n in self.family and all(_is_point(r.at, n) for r in n.reads if self.program.nodes[r.source] is node)  # noqa: E731
         return node.tensor in self._operands() or not all(inside(n) for n in others)
 
 

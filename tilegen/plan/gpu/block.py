@@ -141,11 +141,12 @@ class Block:
 
     def _used(self, node: Node) -> list[Shared]:
         """The buffers that the reads of a nest may touch."""
-        reads = [r.source for r in node.reads if self.side is None or r.side in (None, self.side)]
-        return [self.homes[t, k] for t, k in self.homes if any(source is t or source.same_as(t) for source in reads)]
+        # Sets compare tensors by what they are of: one stage may have several objects.
+        sources = {r.source for r in node.reads if self.side is None or r.side in (None, self.side)}
+        return [home for (tensor, _), home in self.homes.items() if tensor in sources]
 
     def _writes(self, node: Node) -> list[Shared]:
-        return [s for (t, _), s in self.homes.items() if t is node.tensor or t.same_as(node.tensor)]
+        return [home for (tensor, _), home in self.homes.items() if tensor in {node.tensor}]
 
     def _whole(self, node: Node, inner: Sequence[Any]) -> list[Any]:
         """The place in the stage of a place in this block's part of it."""

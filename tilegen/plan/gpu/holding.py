@@ -287,7 +287,7 @@ class Holding:
             self._follow_side(node, reads(side), side)
             both[side] = node.reads
         node.split = node.split and len(node.sides) == 2
-        alike = lambda a, b: a.source.same_as(b.source) and a.earlier == b.earlier and str(a.at) == str(b.at)  # noqa: E731
+        alike = lambda a, b: a.source in {b.source} and a.earlier == b.earlier and str(a.at) == str(b.at)  # noqa: E731
         node.reads = []
         for side, found in both.items():
             for read in found:

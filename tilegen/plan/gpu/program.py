@@ -256,20 +256,23 @@ class Program(Holding):
 
     def _at_its_place(self, one: Node, other: Node) -> bool:
         """Whether a tile reads another element by element."""
-        reads = [(a, r) for a, b in ((one, other), (other, one)) for r in a.reads if r.source is b.tensor and a.way == "fragment"]
+        reads = [(a, r) for a, b in ((one, other), (other, one)) for r in a.reads if self.nodes[r.source] is b and a.way == "fragment"]
         return bool(reads) and all(_is(r.at, tuple(a.own)) for a, r in reads)
 
     def _takes(self, reader: Node, node: Node) -> bool:
-        return any(r.source is node.tensor for r in reader.reads) or any(o.source is node.tensor for o in reader.operands or ())
+        sources = [*[r.source for r in reader.reads], *[o.source for o in reader.operands or ()]]
+        return any(self.nodes[source] is node for source in sources)
 
     def _as_left(self, node: Node, reader: Node) -> bool:
         """Whether `reader` reads a tile as a left operand that is turned, with whole rows in each warp, and no other way."""
-        if node.role not in ("reduce", "map") or reader.way != "contract" or reader.operands is None or reader.layout is None or reader in self.precise:
+        if node.role not in ("reduce", "map") or reader.way != "contract" or reader.operands is None:
+            return False
+        if reader.layout is None or reader in self.precise:
             return False
         left, right = reader.operands
         rows = layout(node.extents[1], node.extents[0], self.warps, True)
         return (
-            left.source is node.tensor and left.turned and right.source is not node.tensor
+            self.nodes[left.source] is node and left.turned and self.nodes[right.source] is not node
             and reader.layout.across == 1 and rows.across == 1 and reader.layout.like_rows(rows)
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ class Sides:
     def _choose(self: Any) -> None:
         """Put the choice of this step into a register."""
         branch = self.program.branch
-        self.arena.use([home for (tensor, _), home in self.homes.items() if tensor.same_as(branch.flag)], [])
+        self.arena.use([home for (tensor, _), home in self.homes.items() if tensor in {branch.flag}], [])
         condition = rewrite(branch.condition, ir.Call, lambda call: branch.flag(*self.outer) if is_load(call) else call)
         self.choice = self.decided
         T.buffer_store(self.choice, tirx.Cast("int32", self._values_at([]).resolved(condition)), [0])

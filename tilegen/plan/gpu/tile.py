@@ -158,7 +158,7 @@ class TileEmitter(Nests):
         for node in self.program.steps:
             if node.role != "load" and (emits or node.role != "emit"):
                 self._either(node)
-            if branch is not None and node.tensor.same_as(branch.flag) and node.role != "emit":
+            if branch is not None and node.tensor in {branch.flag} and node.role != "emit":
                 self._choose()
 
     def _nest(self, node: Node) -> None:
@@ -389,6 +389,6 @@ def _without(find: Any, tensor: te.Tensor) -> Any:
     """`find` in which `tensor` is 0: what is left of a sum when its other term is added later."""
 
     def found(wanted: te.Tensor, at: list[Any]) -> Any:
-        return tirx.const(0, str(tensor.dtype)) if wanted.same_as(tensor) else find(wanted, at)
+        return tirx.const(0, str(tensor.dtype)) if wanted in {tensor} else find(wanted, at)
 
     return found
