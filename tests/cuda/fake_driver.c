@@ -49,7 +49,7 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
   char text[400];
   snprintf(text, sizeof text, "launch %s grid %u,%u,%u block %u,%u,%u shared %u stream %lx pointers %lx %lx size %d depth %d\n",
            (char *)function, gx, gy, gz, bx, by, bz, shared, (long)stream, *(long *)arguments[0], *(long *)arguments[1],
-           *(int *)arguments[2], depth);
+           number("FAKE_SIZES", 1) ? *(int *)arguments[2] : 0, depth);  // not every kernel has a third argument
   say(text);
   return number("FAKE_LAUNCH", 0);
 }

@@ -132,16 +132,18 @@ def test_kernels_start_on_the_current_stream_with_the_sizes_of_the_call(cubins, 
 def test_kernels_of_a_function_start_in_order_and_ask_for_their_shared_memory(cubins, on_gpu):
     order = [arg.name for arg in Manifest.from_json((cubins / "manifest.json").read_text()).functions["backward"].args]
     made = {"x": "x", "w": "w", "grad_y": "y", "grad_x": "OnGpu(0xD0000000000, 3, 100, 64)", "grad_w": "OnGpu(0xE0000000000, 64)"}
+    made["workspace_reduce0_parts"] = "OnGpu(0xF0000000000, 64, 1, 64)"
     code = CALL.format(path=str(cubins), call=f"bundle.backward.call([{', '.join(made[name] for name in order)}])")
-    printed, log = on_gpu(code)
+    printed, log = on_gpu(code, sizes=0)
     assert printed == ""
     assert [line.split()[:2] for line in log] == [
         ["load", "code90"],
         ["attribute", "tilegen_backward_kernel"],
         ["launch", "tilegen_backward_kernel"],
         ["launch", "tilegen_backward_kernel_1"],
+        ["launch", "tilegen_backward_kernel_2"],
     ]
-    assert log[1].endswith(" 8 65536") and "shared 65536" in log[2] and "shared 0" in log[3]
+    assert log[1].endswith(" 8 65536") and "shared 65536" in log[2] and "shared 0" in log[3] and "shared 0" in log[4]
 
 
 @pytest.mark.parametrize(

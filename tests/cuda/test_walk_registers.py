@@ -7,6 +7,7 @@ import pytest
 from tests.cuda import walks
 from tilegen.build import nvcc
 from tilegen.build.library import functions_of
+from tilegen.schedules.rule import Gpu
 
 CASES = {
     "elementwise attention of order 2": ("elementwise_attention", {"C": 1024}, {"order": 2}),
@@ -21,6 +22,6 @@ CASES = {
 def test_default_sizes_do_not_spill(case, tmp_path):
     operator, static, options = CASES[case]
     instance = walks.of(operator, "bfloat16", static, **options)
-    for name, (_, function) in functions_of(instance, ("forward", "backward"), "cuda").items():
+    for name, (_, function) in functions_of(instance, ("forward", "backward"), Gpu()).items():
         for made in nvcc.compile(walks.text(instance, function), tmp_path / f"{name}.so", ["sm_90"]):
             assert made.stack == made.spill_stores == made.spill_loads == 0, (name, made)

@@ -6,6 +6,7 @@ any of these runs here: they would merge buffers and drop or add barriers on ass
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from tilegen.build.wide import widened  # noqa: E402
 from tilegen.bundle.manifest import CUBIN, LAUNCHES, LIBRARY  # noqa: E402
 from tilegen.errors import BuildError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
+from tilegen.plan.gpu.func import LAUNCHES as COUNTS  # noqa: E402
 
 if TYPE_CHECKING:
     from tilegen.build.library import Parts
@@ -137,10 +139,10 @@ def build(made: Parts, target: BuildTarget, out: Path, compiler: str) -> tuple[s
         library = f"{archs[0]}{CUBIN}"
     for name, entry in made.entries.items():
         own = [kernel for kernel in made.provenance if kernel["function"] == name]
-        launched = _launched(entry.symbol, resources)
-        for i, kernel in enumerate(own):
-            # A lowering makes one launch; where one made more, every kernel of the function is said to be all of them.
-            its = [launched[i]] if len(launched) == len(own) else launched
+        launched = iter(_launched(entry.symbol, resources))
+        counts = [int(count) for count in made.parts[entry.symbol].attrs[COUNTS]]
+        for kernel, count in zip(own, counts, strict=True):
+            its = list(itertools.islice(launched, count))
             kernel["compiled"] = [each.as_dict() for launch in its for each in sorted(launch, key=lambda each: each.arch)]
     return library, {"cuda": compilers.release(compiler)}
 

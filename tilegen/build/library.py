@@ -21,18 +21,19 @@ from tilegen.bundle.manifest import LIBRARY, Argument, EntryPoint, Manifest  # n
 from tilegen.errors import BuildError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan.plan import FunctionPlan, plan, shape_text  # noqa: E402
+from tilegen.schedules.rule import Gpu  # noqa: E402
 
 
-def functions_of(instance: Instance, wanted: tuple[str, ...], kind: str = "llvm") -> dict[str, tuple[Instance, FunctionPlan]]:
-    """The planned functions of a bundle for a target of a kind, by name."""
+def functions_of(instance: Instance, wanted: tuple[str, ...], gpu: Gpu | None = None) -> dict[str, tuple[Instance, FunctionPlan]]:
+    """The planned functions of a bundle for a CPU or for `gpu`, by name."""
     found: dict[str, tuple[Instance, FunctionPlan]] = {}
     both = plan(instance, backward="backward" in wanted).functions
-    if kind == "cuda":
+    if gpu is not None:
         from tilegen.plan.gpu.divide import divided
         from tilegen.plan.gpu.partial import partial
         from tilegen.plan.gpu.retrace import retraced
 
-        both = {name: partial(divided(function)) for name, function in retraced(both).items()}
+        both = {name: partial(divided(function)) for name, function in retraced(both, gpu).items()}
     found |= {name: (instance, function) for name, function in both.items() if name in wanted}
     step = instance.step_instance() if "step" in wanted else None
     if step is not None:
@@ -53,7 +54,8 @@ def scheduled_parts(instance: Instance, functions: tuple[str, ...], target: Buil
     """Plan and schedule `functions` of `instance`."""
     target.check(instance.dtype)
     parts, entries, provenance = {}, {}, []
-    for name, (owner, function) in functions_of(instance, functions, target.kind).items():
+    gpu = target.machine if target.kind == "cuda" else None
+    for name, (owner, function) in functions_of(instance, functions, gpu).items():
         scheduled = schedule(owner, function, target)
         symbol = f"tilegen_{name}"
         parts[symbol] = scheduled.mod["main"].with_attr("global_symbol", symbol)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from tvm import te, tirx
@@ -20,6 +21,10 @@ Lowering = Callable[[Any, Buffers, Decisions, Gpu, MathRule], None]
 """``lower(kernel, buffers, decisions, gpu, math)`` emits one kernel launch into the function being built."""
 
 WARP = 32
+LAUNCHES = "tilegen.launches"
+"""Attribute of a function: how many launches each kernel of its plan became."""
+
+_launched: ContextVar[list[int]] = ContextVar("launches of the kernel being lowered")
 
 
 def device_func(
@@ -39,16 +44,20 @@ def device_func(
         for param, tensor in params:
             declared = tirx.decl_buffer(list(tensor.shape), str(tensor.dtype), name=param)
             buffers[tensor] = T.arg(param, declared)
+        counts = []
         for kernel, decisions in kernels:
+            token = _launched.set([0])
             LOWERINGS[kernel.pattern](kernel, buffers, decisions, gpu, math or (lambda expr, bind: expr))
-    return builder.get()
+            counts.append(_launched.get()[0])
+            _launched.reset(token)
+    return builder.get().with_attr(LAUNCHES, counts)
 
 
 @contextmanager
 def launch(blocks: Sequence[Any], threads: int) -> Iterator[tuple[list[Any], Any]]:
     """A launch over up to three grid axes (x first; y and z at most 65535) of `threads` threads; gives (block indices, thread)."""
-    from contextlib import ExitStack
-
+    if count := _launched.get(None):
+        count[0] += 1
     with ExitStack() as stack:
         at = [stack.enter_context(T.launch_thread(f"blockIdx.{axis}", n)) for axis, n in zip("xyz", blocks, strict=False)]
         yield at, stack.enter_context(T.launch_thread("threadIdx.x", threads))

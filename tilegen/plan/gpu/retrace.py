@@ -28,6 +28,7 @@ from tilegen.plan.gpu.vanish import vanishes
 from tilegen.plan.gpu.walk_strata import reductions_of, scans_of, strata
 from tilegen.plan.kernel import Kernel, Marks
 from tilegen.plan.plan import FunctionPlan, PlanArg
+from tilegen.schedules.rule import Gpu
 
 SPAN = 64
 """Steps from mark to mark: a block's threads hold what the way back needs of so many."""
@@ -76,8 +77,13 @@ class Retrace:
         return self.emits
 
 
-def retraced(functions: Mapping[str, FunctionPlan]) -> dict[str, FunctionPlan]:
-    """The functions of a plan with walks there and back joined, where there are any."""
+STATES = {80: 8, 90: 16}
+"""States of a walk that nvcc still keeps in registers, by the compute capability from which on it does."""
+
+
+def retraced(functions: Mapping[str, FunctionPlan], gpu: Gpu = Gpu()) -> dict[str, FunctionPlan]:  # noqa: B008
+    """The functions of a plan with walks there and back joined, where there are any and their states fit the registers."""
+    most = max((states for capability, states in STATES.items() if capability <= gpu.capability), default=0)
     found = dict(functions)
     if "forward" not in found or "backward" not in found:
         return found
@@ -85,7 +91,7 @@ def retraced(functions: Mapping[str, FunctionPlan]) -> dict[str, FunctionPlan]:
     for i, there in enumerate(backward.kernels):
         for k, back in enumerate(backward.kernels[i + 1 :], i + 1):
             joined = _joined(forward, backward, there, back, backward.kernels[i + 1 : k])
-            if joined is None:
+            if joined is None or max(len(scans_of(there)), len(scans_of(back))) > most:
                 continue
             home, kernel = joined
             arg = PlanArg("saved_marks", "saved", kernel.marks.tensor)
