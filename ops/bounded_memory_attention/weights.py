@@ -21,6 +21,7 @@ from tilegen.expression import (
     exp,
     if_then_else,
     log,
+    maximum,
     reduce_axis,
     reduce_max,
     reduce_min,
@@ -34,7 +35,7 @@ Tensor = te.Tensor
 EMPTY = float("-inf")
 
 SMALL = {"float16": 2.0**-12, "bfloat16": 1e-17, "float32": 1e-17, "float64": 1e-17}
-"""The least sum of weights, beside the largest of 1, whose reciprocal and its square are far from overflow."""
+"""The least exp(start - top) of a chunk for which exp(top - start), its products and its square are far from overflow."""
 
 
 def written(dims: Any, z: Any) -> Any:
@@ -121,8 +122,10 @@ class Fixed(NoNormalizer):
 class Running(NoNormalizer):
     """A token's weight is its share of the past as row i sees it, a quotient of sums of exp(s - top).
 
-    top is the largest s up to the end of the chunk, so that everything is at most 1.  A chunk in which s climbs so far that its
-    first rows vanish beside top is rare: there, and only there, every row has a maximum of its own, E_ijn = exp(s_jn - top_in).
+    What a chunk hands on is seen from top, the largest s up to its end, so that everything is at most 1.  Its own rows see it from
+    start, the largest s up to its first row, so that no row depends on later ones, not even in its last bit, and all sums are at
+    least 1.  A chunk in which s climbs far above start is rare: there, and only there, every row has a maximum of its own,
+    E_ijn = exp(s_jn - top_in).
     """
 
     padding = EMPTY
@@ -144,16 +147,21 @@ class Running(NoNormalizer):
             if z0 is None
             else compute(z0.shape, lambda b, h, n: if_then_else(written(dims, z0[b, h, n]), one, zero), name="mass_first")
         )
-        self.mass = mass = scan(self.added, axis=2, exclusive=True, decay=g, initial=whole, name="mass")
-        low = lambda b, h, c, n: g[b, h, c, n] * mass[b, h, c, n] + w[b, h, c, 0, n]
-        least = lambda b, h, c, n: if_then_else(written(dims, top[b, h, c, n]), low(b, h, c, n), one)
-        least = compute(peak.shape, least, name="first_row")
+        self.mass = scan(self.added, axis=2, exclusive=True, decay=g, initial=whole, name="mass")
+        begin = lambda b, h, c, n: maximum(past[b, h, c, n], S[b, h, c, 0, n])
+        self.start = start = stop_gradient(compute(peak.shape, begin, name="start"))
+        least = lambda b, h, c, n: if_then_else(written(dims, top[b, h, c, n]), exp(start[b, h, c, n] - top[b, h, c, n]), one)
+        least = compute(peak.shape, least, name="climb")
         self.least = stop_gradient(compute((B, H, nc), lambda b, h, c: reduce_min(least[b, h, c, n.var], n), name="least"))
+        # Where it could overflow nothing reads it.
+        seen = lambda b, h, c, j, n: self.either(b, h, c, share(dims, S[b, h, c, j, n], start[b, h, c, n]), zero)
+        self.seen = compute(S.shape, seen, name="w_seen")
+        self.kept = compute(peak.shape, lambda b, h, c, n: share(dims, past[b, h, c, n], start[b, h, c, n]), name="g_seen")
         self._rows()
 
     def _rows(self) -> None:
         """Sums of weights, seen from every row, and their reciprocals."""
-        dims, S, w, g, past, mass = self.dims, self.S, self.write, self.g, self.past, self.mass
+        dims, S, w, g, past, mass = self.dims, self.S, self.seen, self.kept, self.past, self.mass
         C, zero, one = self.config.chunk, const(0, self.dims.acc), const(1, self.dims.acc)
         own = stop_gradient(scan(S, axis=3, kind="max", initial=past, name="row_top"))
 
@@ -192,7 +200,7 @@ class Running(NoNormalizer):
             reduce_axis(self.config.chunk, "j"),
             reduce_axis(self.config.chunk, "m"),
             const(0, self.dims.acc),
-            self.write,
+            self.seen,
             self.E,
         )
         below = compute(A.shape, lambda b, h, c, i, j: if_then_else(j <= i, A[b, h, c, i, j], zero), name="A_below")
@@ -206,20 +214,20 @@ class Running(NoNormalizer):
         def mean(b: Any, h: Any, c: Any, i: Any, n: Any) -> Any:
             old = past[b, h, c, i, n]
             return self.part[b, h, c, i, n] * self.either(
-                b, h, c, near[b, h, c, i, n] + self.g[b, h, c, n] * old, far[b, h, c, i, n] + self.r[b, h, c, i, n] * old
+                b, h, c, near[b, h, c, i, n] + self.kept[b, h, c, n] * old, far[b, h, c, i, n] + self.r[b, h, c, i, n] * old
             )
 
         return compute(self.S.shape, mean, name="means")
 
     def gather(self, U: Tensor) -> tuple[Tensor, Tensor]:
-        n, m, w, E = reduce_axis(self.dims.N, "n"), reduce_axis(self.dims.N, "m"), self.write, self.E
+        n, m, w, E = reduce_axis(self.dims.N, "n"), reduce_axis(self.dims.N, "m"), self.seen, self.E
         zero, square = const(0, self.dims.acc), (*self.row, self.config.chunk)
         X = compute(U.shape, lambda b, h, c, i, n: U[b, h, c, i, n] * self.part[b, h, c, i, n], name="X")
         G = compute(square, lambda b, h, c, i, j: reduce_sum(X[b, h, c, i, n.var] * w[b, h, c, j, n.var], n), name="G")
         far = compute(square, lambda b, h, c, i, j: reduce_sum(X[b, h, c, i, m.var] * E[b, h, c, i, j, m.var], m), name="G_far")
         near = lambda b, h, c, i, j: if_then_else(j <= i, G[b, h, c, i, j], zero)
         P = compute(square, lambda b, h, c, i, j: self.either(b, h, c, near(b, h, c, i, j), far[b, h, c, i, j]), name="G_below")
-        kept = lambda b, h, c, i, n: X[b, h, c, i, n] * self.either(b, h, c, self.g[b, h, c, n], self.r[b, h, c, i, n])
+        kept = lambda b, h, c, i, n: X[b, h, c, i, n] * self.either(b, h, c, self.kept[b, h, c, n], self.r[b, h, c, i, n])
         return P, compute(U.shape, kept, name="R")
 
     def present(self, b: Any, h: Any, c: Any, i: Any, n: Any) -> Any:
