@@ -37,9 +37,7 @@ def linformer(weight: Tensor, time: int, *, start: int = 0) -> Tensor:
     if not isinstance(weight, Tensor) or weight.dim() != 3:
         raise ArgumentError("weight must be a tensor [H, N, M]")
     if not 0 < time <= weight.shape[2] - start or start < 0:
-        raise ArgumentError(
-            f"positions {start} to {start + time - 1} do not fit the M = {weight.shape[2]} columns of weight; make M larger"
-        )
+        raise ArgumentError(f"positions {start} to {start + time - 1} do not fit the M = {weight.shape[2]} columns of weight; make M larger")
     return weight[..., start : start + time].permute(2, 0, 1).unsqueeze(0)
 
 
@@ -104,9 +102,7 @@ def compressive(
     """
     _positive("rate", rate)
     if not start + time <= slots * rate:
-        raise ArgumentError(
-            f"rate is {rate}: {slots} slots hold {slots * rate} tokens, not {start + time}; use a larger rate or more slots"
-        )
+        raise ArgumentError(f"rate is {rate}: {slots} slots hold {slots * rate} tokens, not {start + time}; use a larger rate or more slots")
     position = torch.arange(start, start + time, device=device)
     return cluster((position // rate)[None, :, None], slots, dtype=dtype)
 

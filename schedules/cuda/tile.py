@@ -20,6 +20,8 @@ NARROWEST = 32
 """Columns of a result that are worth a block of their own: what all parts need is computed by each of them."""
 STATE = 32 * 64
 """Elements of states that a warp holds without crowding its registers."""
+LARGE = 4 * STATE
+"""Elements of states beyond which results get kernels of their own; with half of it in a block registers are short for loads ahead."""
 MOST = 4
 """Parts beyond which what all of them read and compute outweighs what they share out."""
 
@@ -47,19 +49,19 @@ class Tile:
         few = walks and all(const_int(n) is not None or isinstance(n, tirx.Var) for n in side_by_side)
         blocks = math.prod(const_int(n) or 0 for n in side_by_side)
         made: dict[str, Any] = {}
-        # Two results of a walk rarely share an axis of columns, and the states and scores of both crowd a block.
+        # Two results of a walk rarely share an axis of columns; where states are large, those and the scores of both crowd a block.
         alone = walks and kernel.separable() and kernel.multiplies(gpu)
-        apart = bool(decide("apart", (0, 1), 1)) if alone else False
+        apart = bool(decide("apart", (0, 1), int(kernel.state_elements() > LARGE))) if alone else False
         extent = kernel.shared_axis(apart)
         possible = [n for n in PARTS if extent % (16 * n) == 0] or [1]
         parts = [n for n in possible if kernel.shared_bytes(gpu, 4, n, apart) <= gpu.shared_bytes] or possible
         fair = [n for n in parts if n <= MOST and extent // n >= NARROWEST] or [min(parts)]
         enough = [n for n in fair if blocks * n >= gpu.processors] or [max(fair)]
         made["parts"] = decide("parts", parts, min(enough) if few else min(parts))
-        crowded = walks and kernel.state_elements(apart) // made["parts"] > 4 * STATE
+        crowded = walks and kernel.state_elements(apart) // made["parts"] > LARGE
         made["warps"] = decide("warps", WARPS, 8 if walks and (crowded or steps_alone(kernel) or not kernel.multiplies(gpu)) else 4)
         if walks:
-            made["prefetch"] = decide("prefetch", PREFETCH, 2)
+            made["prefetch"] = decide("prefetch", PREFETCH, 1 if kernel.state_elements(apart) // made["parts"] < LARGE // 2 else 2)
         if alone:
             made["apart"] = int(apart)
         return made
