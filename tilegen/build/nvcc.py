@@ -28,6 +28,8 @@ _DEVICE = (
     # Unused functions, and statements without effect, are normal in generated text.
     "-diag-suppress=174,177",
 )
+# Optimisations that take registers are left out.
+_SPARING = ("--ptxas-options=--register-usage-level=0",)
 _OPTIONS = (
     *_DEVICE,
     "-O3",
@@ -119,9 +121,10 @@ def compile(source: str, out: Path, archs: Sequence[str]) -> list[Resources]:
         libraries = Path(path).parent.parent / "lib"
         places = [f"-L{libraries}"] if (libraries / "libcudart_static.a").exists() else []
         # Names without folders, which nvcc writes into the code: equal texts give equal libraries.
-        said = _run([path, *_OPTIONS, *threads, *split, *codes, *places, f"-I{_include()}", "-o", out.name, _TEXT], folder)
-        shutil.move(Path(folder) / out.name, out)
-    return parse(said)
+        command = [path, *_OPTIONS, *threads, *split, *codes, *places, f"-I{_include()}", _TEXT]
+        made, found = _without_spills(command, folder, out.name)
+        shutil.move(made, out)
+    return found
 
 
 def cubin(kernels: str, arch: str) -> tuple[bytes, list[Resources]]:
@@ -134,8 +137,20 @@ def cubin(kernels: str, arch: str) -> tuple[bytes, list[Resources]]:
     """
     with tempfile.TemporaryDirectory(prefix="tilegen-nvcc-") as folder:
         (Path(folder) / _TEXT).write_text(kernels)
-        said = _run([required(), *_DEVICE, f"-arch={arch}", "-cubin", "-o", "kernels.cubin", _TEXT], folder)
-        return (Path(folder) / "kernels.cubin").read_bytes(), parse(said)
+        made, found = _without_spills([required(), *_DEVICE, f"-arch={arch}", "-cubin", _TEXT], folder, "kernels.cubin")
+        return made.read_bytes(), found
+
+
+def _without_spills(command: list[str], folder: str, name: str) -> tuple[Path, list[Resources]]:
+    """What a command compiles, called `name`; where kernels spill registers, what it compiles when asked to use few, if they do not."""
+    found = parse(_run([*command, "-o", name], folder))
+    if any(one.spill_stores for one in found):
+        (sparing := Path(folder) / "sparing").mkdir()
+        shutil.copy(Path(folder) / _TEXT, sparing)
+        again = parse(_run([*command, *_SPARING, "-o", name], str(sparing)))
+        if sum(one.spill_stores for one in again) < sum(one.spill_stores for one in found):
+            return sparing / name, again
+    return Path(folder) / name, found
 
 
 def examine(kernels: str, arch: str) -> list[Resources]:
