@@ -136,7 +136,7 @@ from tilegen.tune.local import Limits, Workshop
 from tilegen.tune.progress import Silent
 from tilegen.tune.session import search
 with Workshop(kernels.HOST, limits=Limits(repeats=3, rounds=3), jobs=1) as shop:
-    result = search(kernels.task(), shop, Effort(14, 1.0, 4), log_dir=Path(sys.argv[2]), progress=Silent())
+    result = search(kernels.task(), shop, Effort(int(sys.argv[3]), 1.0, 4), log_dir=Path(sys.argv[2]), progress=Silent())
 print(result.stopped, result.trials)
 """
 
@@ -146,7 +146,8 @@ def test_killed_while_compiling_or_measuring_a_real_search_goes_on(tmp_path: Pat
     path, rng = journal_path(task(), tmp_path, 0), random.Random(0)
     before, wanted = 0, 1
     for signum in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # More trials than the kills leave time for, however late they come.
+        child = subprocess.Popen([*command, "200"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         limit = time.monotonic() + 60
         while _trials(path) < wanted and child.poll() is None and time.monotonic() < limit:
             time.sleep(0.01)
@@ -155,11 +156,12 @@ def test_killed_while_compiling_or_measuring_a_real_search_goes_on(tmp_path: Pat
         child.wait(30)
         now = _trials(path)
         assert now >= max(before, wanted), "a trial was lost"
-        before, wanted = now, min(now + 1, 12)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    assert done.stdout.split() == ["trials", "14"]
+        before, wanted = now, now + 1
+    total = before + 4
+    done = subprocess.run([*command, str(total)], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.split() == ["trials", str(total)]
     decisions = [line.split('"decisions":')[1].split("]")[0] for line in path.read_text().splitlines() if '"trial":' in line]
-    assert len(decisions) == len(set(decisions)) == 14, "a candidate was measured twice"
+    assert len(decisions) == len(set(decisions)) == total, "a candidate was measured twice"
 
 
 def _trials(path: Path) -> int:

@@ -67,8 +67,8 @@ class FakeEvaluator:
 
 if __name__ == "__main__":
     print(os.getpid(), flush=True)
-    with Journal(Path(sys.argv[1]), list(SIZES)) as journal:
-        why = explore(
-            RandomProposer(seed=len(journal.trials)), FakeEvaluator(Path(sys.argv[2])), journal, trials=int(sys.argv[3])
-        )
+    path, measured, trials, seconds = sys.argv[1:]
+    with Journal(Path(path), list(SIZES)) as journal:
+        evaluator = FakeEvaluator(Path(measured), float(seconds))
+        why = explore(RandomProposer(seed=len(journal.trials)), evaluator, journal, trials=int(trials))
     print(why, flush=True)
