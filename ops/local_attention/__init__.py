@@ -26,7 +26,8 @@ class Config:
     kind : "softmax", or "relu2" for relu(logit)^2, which is not normalised.
     causal : position i sees none after itself.
     scale : factor of q k; by default D^-1/2 for softmax, and 1 / w for relu2 (1 / 2w when not causal).
-    bias : whether a table of biases by relative position is added to the logits.
+    bias : whether biases are added to the logits: a table by relative position.
+    by_row : whether every row has a table of its own, as relative positions before packing give it.
     initial_state, return_state : continue from, and hand back, the last w keys and values; causal only.
     lengths : whether every sequence has a length of its own, beyond which nothing is seen and results are zero.
     chunk : queries of one tile.
@@ -38,6 +39,7 @@ class Config:
     causal: bool = True
     scale: float | None = None
     bias: bool = False
+    by_row: bool = False
     initial_state: bool = False
     return_state: bool = False
     lengths: bool = False
@@ -49,14 +51,21 @@ class Config:
             require_integer(name, getattr(self, name), least)
         if self.kind not in KINDS:
             raise ArgumentError(f"kind is {self.kind!r}, must be 'softmax' or 'relu2'")
-        require_bools(self, "causal", "bias", "initial_state", "return_state", "lengths", "packed")
+        require_bools(self, "causal", "bias", "by_row", "initial_state", "return_state", "lengths", "packed")
         require_direction(self, "initial_state", "return_state", reason="which has no state of fixed size")
         for name in ("initial_state", "return_state"):
             if getattr(self, name) and self.lengths:
                 raise ArgumentError(f"{name} is set with lengths, after which a state would not follow; drop one of the two")
         if self.packed and self.lengths:
             raise ArgumentError("lengths is given with cu_seqlens, which tells the lengths already; drop one of the two")
+        if self.by_row and not self.bias:
+            raise ArgumentError("bias_positions is given without bias; give the table of biases too, or drop bias_positions")
         object.__setattr__(self, "scale", finite_scale(self.scale, "the usual one"))
+
+    @property
+    def span(self) -> int:
+        """Keys that a query sees at most."""
+        return self.window + self.ahead + 1
 
     @property
     def ahead(self) -> int:
@@ -86,7 +95,8 @@ def inputs(config: Config) -> tuple[ArgSpec, ...]:
     """q, k, v, then the table of biases, the lengths and the initial state when there are such."""
     specs = [ArgSpec("q", KEYS), ArgSpec("k", KEYS), ArgSpec("v", VALUES)]
     if config.bias:
-        specs.append(ArgSpec("bias", ("H", "window+1" if config.causal else "2*window+1"), "acc"))
+        span = "window+1" if config.causal else "2*window+1"
+        specs.append(ArgSpec("bias", ("B", "T", "H", span) if config.by_row else ("H", span), "acc"))
     if config.lengths:
         specs.append(ArgSpec("lengths", ("B",), "int32", differentiable=False))
     return (*specs, *(state_specs() if config.initial_state else ()))
@@ -104,6 +114,35 @@ def step_config(config: Config) -> Config | None:
         return None
     return dataclasses.replace(config, initial_state=True, return_state=True, lengths=False, chunk=STEP_CHUNK, packed=False)
 
+
+@dataclass(frozen=True)
+class LookupConfig:
+    """`relative_bias` has no options."""
+
+
+def lookup_inputs(config: LookupConfig) -> tuple[ArgSpec, ...]:
+    """The table, and which of its entries belongs to every pair of a row and a key."""
+    return ArgSpec("table", ("H", "M")), ArgSpec("entry", ("R", "P"), "int32", differentiable=False)
+
+
+def lookup_outputs(config: LookupConfig) -> tuple[ArgSpec, ...]:
+    """The biases of all pairs."""
+    return (ArgSpec("rows", ("R", "H", "P")),)
+
+
+LOOKUP = register(
+    Mechanism(
+        name="relative_bias",
+        config=LookupConfig,
+        symbolic=("H", "R"),
+        static=("M", "P"),
+        inputs=lookup_inputs,
+        outputs=lookup_outputs,
+        expression="tilegen.ops.local_attention.expression:lookup",
+        reference=reference.lookup,
+        representative={"H": 1, "R": 4096, "M": 1024, "P": 129},
+    )
+)
 
 MECHANISM = register(
     Mechanism(

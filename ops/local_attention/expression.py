@@ -8,6 +8,10 @@ With a window of w positions (SeqBoat, section 2.4 of the layer; the kernel of a
 
 Tile c holds the queries c C + i and the keys c C + j - w, j = 0 .. C + w (+ w): all that any of its queries sees.  Query i of
 the tile sees its keys j from i to i + w (+ w), so that j - i is the row of the table of biases.
+
+Where tokens were packed, biases by their distance before that are looked up in another table first, an entry for every pair::
+
+    b_{r,h,m} = table_{h, n},  n = entry_{r,m}      m = 0 .. w (+ w)
 """
 
 from __future__ import annotations
@@ -60,8 +64,11 @@ def forward(
         S = compute(square, lambda b, h, c, i, j: A[b, h, c, i, j] * scale, name="S")
     else:
         near = lambda i, j: all_of(j >= i, j <= i + w + config.ahead)  # noqa: E731
-        table = lambda h, i, j: if_then_else(near(i, j), bias[h, j - i], zero)  # noqa: E731
-        S = compute(square, lambda b, h, c, i, j: A[b, h, c, i, j] * scale + table(h, i, j), name="S")
+        table = lambda b, h, c, i, j: if_then_else(near(i, j), bias[h, j - i], zero)  # noqa: E731
+        if config.by_row:
+            own = lambda c, i, j: all_of(near(i, j), c * C + i < dims.T)  # noqa: E731
+            table = lambda b, h, c, i, j: if_then_else(own(c, i, j), bias[b, c * C + i, h, j - i], zero)  # noqa: E731
+        S = compute(square, lambda b, h, c, i, j: A[b, h, c, i, j] * scale + table(b, h, c, i, j), name="S")
 
     def sees(b: Any, c: Any, i: Any, j: Any) -> Any:
         at = c * C + j - w
@@ -108,6 +115,16 @@ def forward(
 
     o = compute(v.shape, row, name="o")
     return (o, *state(config, dims, k, v, **past)) if config.return_state else (o,)
+
+
+def lookup(config: Any, dims: Any, table: Tensor, entry: Tensor) -> tuple[Tensor, ...]:
+    """`table` [H, M], `entry` [R, P] -> rows [R, H, P], zero where there is no such entry."""
+
+    def row(r: Any, h: Any, p: Any) -> Any:
+        n = entry[r, p]
+        return if_then_else(all_of(n >= 0, n < dims.M), table[h, n], const(0, dims.io))
+
+    return (compute((dims.R, dims.H, dims.P), row, name="rows"),)
 
 
 def queries(config: Any, dims: Any, x: Tensor) -> Tensor:

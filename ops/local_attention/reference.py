@@ -23,7 +23,7 @@ def forward(
     v_past: Tensor | None = None,
     count: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """`q`, `k` [B, T, H, D], `v` [B, T, H, E], `bias` [H, w+1] or [H, 2w+1] -> o [B, T, H, E] (and the last w keys and values)."""
+    """`q`, `k` [B, T, H, D], `v` [B, T, H, E], `bias` [(B, T,) H, w+1 (+w)] -> o [B, T, H, E] (and the last w keys and values)."""
     w, (batch, time) = config.window, q.shape[:2]
     start = 0
     held = torch.zeros(batch, dtype=torch.int32, device=q.device)
@@ -37,7 +37,11 @@ def forward(
     sees = sees.unsqueeze(1)  # [B, 1, T, T]
     logits = torch.einsum("bthd,bshd->bhts", q, k) * config.factor(q.shape[3])
     if bias is not None:
-        logits = logits + bias.to(logits.dtype)[:, (j - i + w).clamp(0, bias.shape[1] - 1)]
+        entry = (j - i + w).clamp(0, bias.shape[-1] - 1)
+        if config.by_row:
+            logits = logits + bias.to(logits.dtype).transpose(1, 2).gather(3, entry.expand(*logits.shape))
+        else:
+            logits = logits + bias.to(logits.dtype)[:, entry]
     if config.kind == "softmax":
         weights = torch.softmax(logits.masked_fill(~sees, -math.inf), -1)
         weights = weights.masked_fill(~sees, 0)  # rows that see nothing
@@ -49,6 +53,13 @@ def forward(
     pad = max(0, w - k.shape[1])
     last = [torch.nn.functional.pad(x, (0, 0, 0, 0, pad, 0))[:, -w:] for x in (k, v)]
     return (o, *last, (held + time).clamp(max=w).int())
+
+
+def lookup(config: Any, table: Tensor, entry: Tensor) -> tuple[Tensor, ...]:
+    """`table` [H, M], `entry` [R, P] -> rows [R, H, P], zero where there is no such entry."""
+    exists = (entry >= 0) & (entry < table.shape[1])
+    found = table[:, entry.long().clamp(0, table.shape[1] - 1)].transpose(0, 1)
+    return (found * exists.unsqueeze(1),)
 
 
 def rotary(x: Tensor, positions: Tensor, base: float = 1e4) -> Tensor:

@@ -21,6 +21,10 @@ CONFIGS = [
         (True, False), ("softmax", "relu2"), ("rotary", "local"), (True, False)
     )
 ]
+RELATIVE = [
+    {"causal": True, "kind": "softmax", "position": "relative", "prenorm": True, "max_distance": 6},
+    {"causal": False, "kind": "relu2", "position": "relative", "prenorm": False, "max_distance": 6},
+]
 
 
 def name(config: dict[str, Any]) -> str:
@@ -73,7 +77,9 @@ def published(m: nn.SeqBoat, x: Tensor) -> Tensor:
             logits = torch.stack([q[t] @ k[at[j]] for j in seen])
             logits = logits * Z**-0.5 if m.kind == "softmax" else logits / (W if m.causal else 2 * W)
             if m.bias is not None:
-                logits = logits + torch.stack([m.bias[0, W + j - i] for j in seen])
+                reach = m.bias.shape[1] - 1 if m.causal else m.bias.shape[1] // 2
+                apart = [j - i if m.position == "local" else max(-reach, min(reach, at[j] - t)) for j in seen]
+                logits = logits + torch.stack([m.bias[0, reach + n] for n in apart])
             weights = torch.softmax(logits, 0) if m.kind == "softmax" else torch.relu(logits).square()
             g = m.h_proj((weights @ v[[at[j] for j in seen]]) * r[t])
             added = added.index_put((torch.tensor([t]),), (confidence[b, t] * g)[None])
@@ -82,7 +88,7 @@ def published(m: nn.SeqBoat, x: Tensor) -> Tensor:
     return y if m.prenorm else m.norm(y)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=name)
+@pytest.mark.parametrize("config", [*CONFIGS, *RELATIVE], ids=name)
 def test_the_layer_is_the_published_one(config: dict[str, Any]) -> None:
     m, x = layer(**config), tokens(3, 23)
     active = m.activity(x)
@@ -92,7 +98,7 @@ def test_the_layer_is_the_published_one(config: dict[str, Any]) -> None:
     torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[15]], ids=name)
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[15], RELATIVE[1]], ids=name)
 def test_gradients_are_those_of_the_published_layer(config: dict[str, Any]) -> None:
     m, x = layer(torch.float64, **config), tokens(2, 17, torch.float64).requires_grad_()
     seed = tokens(2, 17, torch.float64, seed=9)
@@ -140,7 +146,7 @@ def test_sequences_with_no_and_with_only_active_tokens(bias: float) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
 
 
-@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[2]], ids=name)
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[2], RELATIVE[0]], ids=name)
 @pytest.mark.parametrize("start", [0, 9], ids="prefill{}".format)
 def test_steps_equal_the_parallel_form(config: dict[str, Any], start: int) -> None:
     m, x = layer(torch.float64, **config), tokens(2, 20, torch.float64)
@@ -155,10 +161,14 @@ def test_steps_equal_the_parallel_form(config: dict[str, Any], start: int) -> No
 
 
 CASES = {
-    "position": (lambda: nn.SeqBoat(D, window=W, position="absolute"), "position is 'absolute', must be 'rotary' or 'local'"),
+    "position": (
+        lambda: nn.SeqBoat(D, window=W, position="absolute"),
+        "position is 'absolute', must be 'rotary' or 'relative' or 'local'",
+    ),
     "norm": (lambda: nn.SeqBoat(D, window=W, norm="none"), "norm is 'none', must be 'layer' or 'batch'"),
     "odd keys": (lambda: nn.SeqBoat(D, window=W, key_dim=9), "key_dim is 9, must be even with rotary positions"),
     "dim": (lambda: nn.SeqBoat(0, window=W), "dim is 0, must be an integer of at least 1"),
+    "distance": (lambda: nn.SeqBoat(D, window=W, position="relative", max_distance=0), "max_distance is 0, must be"),
     "window": (lambda: nn.SeqBoat(D, window=0), "window is 0, must be"),
     "temperature": (lambda: nn.SeqBoat(D, window=W, temperature=0.0), "temperature is 0.0, must be a finite number above 0"),
     "input": (lambda: nn.SeqBoat(D, window=W)(torch.zeros(2, 3, 5)), r"x has shape \[2, 3, 5\], must be \[B, T, D\] with D = 12"),

@@ -13,12 +13,12 @@ from tilegen.errors import ArgumentError
 from tilegen.ops.local_attention import Config
 from tilegen.ops.local_attention.reference import rotary
 
-POSITIONS = ("rotary", "local")
+POSITIONS = ("rotary", "relative", "local")
 NORMS = ("layer", "batch")
 
 
 class SeqBoatState(NamedTuple):
-    """The past of a causal SeqBoat layer: D N + (w + 1) (Z + H) + 2 numbers a sequence.
+    """The past of a causal SeqBoat layer: D N + w (Z + H) + 2 numbers a sequence, w more with relative positions.
 
     h : [B, D, N], the averages of the EMA.
     past : keys, values and number of the last w activated tokens, see `tilegen.ops.LocalAttentionState`.
@@ -48,7 +48,9 @@ class SeqBoat(nn.Module):
     key_dim, value_dim : Z (even with rotary positions) and H, by default 2 D.
     orders : averages N of the EMA.
     kind : "softmax" or "relu2".
-    position : "rotary", by positions in the sequence, or "local", a table of biases by distance among active tokens.
+    position : "rotary" or "relative", by positions in the sequence, the latter a table of biases by distance; or "local", such a table
+        by distance among active tokens.
+    max_distance : R of "relative": distances from there on have one bias; R + 1 entries when causal, 2 R + 1 otherwise.
     prenorm : norm before the EMA; otherwise after the whole.
     norm : "layer" or "batch".
     temperature : c of the initial tau = c sqrt(D); 0.3 for text, 0.4 for images, 1.0 for long or raw signals.
@@ -70,6 +72,7 @@ class SeqBoat(nn.Module):
         causal: bool = True,
         kind: str = "softmax",
         position: str = "rotary",
+        max_distance: int = 2047,
         prenorm: bool = True,
         norm: str = "layer",
         temperature: float = 1.0,
@@ -78,7 +81,8 @@ class SeqBoat(nn.Module):
     ) -> None:
         super().__init__()
         value_dim = 2 * dim if value_dim is None and isinstance(dim, int) else value_dim
-        for name, size in (("dim", dim), ("key_dim", key_dim), ("value_dim", value_dim), ("orders", orders)):
+        sizes = {"dim": dim, "key_dim": key_dim, "value_dim": value_dim, "orders": orders, "max_distance": max_distance}
+        for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ArgumentError(f"{name} is {size!r}, must be an integer of at least 1")
         assert value_dim is not None
@@ -104,7 +108,8 @@ class SeqBoat(nn.Module):
         self.h_proj = nn.Linear(value_dim, dim, **where)  # type: ignore[arg-type]
         self.gamma, self.beta = new(2, key_dim), new(2, key_dim)
         self.log_tau = new(1)
-        self.bias = new(1, window + 1 if causal else 2 * window + 1) if position == "local" else None
+        reach = {"local": window, "relative": max_distance}.get(position)
+        self.bias = None if reach is None else new(1, reach + 1 if causal else 2 * reach + 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -142,14 +147,15 @@ class SeqBoat(nn.Module):
         """As `forward` on the first tokens of each sequence, and the state from which `step` goes on."""
         if not self.causal:
             raise ArgumentError("prefill is called on a layer with causal=False, which has no state; make it with causal=True")
-        y, h, k, v, cu_seqlens = self._run(x)
+        y, h, k, v, cu_seqlens, positions = self._run(x)
         assert h is not None
         # Row m of the state is the active token w - m places before the end of its sequence, where there is one.
         lengths = cu_seqlens.diff()
         places = cu_seqlens[1:, None] - self.window + torch.arange(self.window, device=x.device)
         held = (places >= cu_seqlens[:-1, None])[..., None, None]
         last = [torch.where(held, t[0][places.clamp(min=0)], 0) for t in (k, v)]
-        past = ops.LocalAttentionState(last[0], last[1], lengths.clamp(max=self.window))
+        at = torch.where(held[..., 0, 0], positions[places.clamp(min=0)], 0) if self.position == "relative" else None
+        past = ops.LocalAttentionState(last[0], last[1], lengths.clamp(max=self.window), at)
         return y, SeqBoatState(h, past, torch.full_like(lengths, x.shape[1], dtype=torch.int64))
 
     def init_state(self, batch: int) -> SeqBoatState:
@@ -157,8 +163,9 @@ class SeqBoat(nn.Module):
         weight = self.hx_proj.weight
         h = ops.ema_init_state(batch, self.dim, self.orders, dtype=weight.dtype, device=weight.device)
         past = ops.local_attention_init_state(
-            batch, 1, self.key_dim, self.value_dim, window=self.window, dtype=weight.dtype, device=weight.device
-        )
+            batch, 1, self.key_dim, self.value_dim, window=self.window, dtype=weight.dtype, device=weight.device,
+            positions=self.position == "relative",
+        )  # fmt: skip
         return SeqBoatState(h, past, torch.zeros(batch, dtype=torch.int64, device=weight.device))
 
     def step(self, x: Tensor, state: SeqBoatState) -> tuple[Tensor, SeqBoatState]:
@@ -169,11 +176,15 @@ class SeqBoat(nn.Module):
         filtered, h = ops.ema_step(self._before(x.unsqueeze(1)).squeeze(1), *self._ema(), state.h)
         e, skip, active, confidence = self._route(filtered)
         q, k, r, v = self._unit(self.mx_proj(e).unsqueeze(1), state.position.unsqueeze(1))
-        found, after = ops.local_attention_step(q[:, 0], k[:, 0], v[:, 0], state.past, kind=self.kind, bias=self.bias)
+        at = state.position if self.position == "relative" else None
+        found, after = ops.local_attention_step(
+            q[:, 0], k[:, 0], v[:, 0], state.past, kind=self.kind, bias=self.bias, bias_positions=at
+        )
         g = self.h_proj(found[:, 0] * r[:, 0, 0])
         y = self._after(nn.functional.silu(skip + confidence.unsqueeze(-1) * g + x).unsqueeze(1)).squeeze(1)
         pushed = [
-            torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in zip(after, state.past, strict=True)
+            None if new is None else torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
+            for new, old in zip(after, state.past, strict=True)
         ]
         return y, SeqBoatState(h, ops.LocalAttentionState(*pushed), state.position + 1)
 
@@ -185,8 +196,8 @@ class SeqBoat(nn.Module):
 
     # ---- parts
 
-    def _run(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-        """The output; the averages after the last token (causal), and the packed keys and values of active ones with their bounds."""
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        """The output; the averages after the last token (causal); packed keys and values of active ones, their bounds and positions."""
         self._check(x, 3)
         rows = self._before(x)
         if self.causal:
@@ -203,12 +214,13 @@ class SeqBoat(nn.Module):
         q, k = (torch.where(there, part, 0) for part in (q, k))
         # Checks of values want every row in a sequence; the rest is one then.
         bounds = nn.functional.pad(cu_seqlens, (0, 1), value=rows.shape[0]) if settings.debug() else cu_seqlens
+        at = positions.unsqueeze(0) if self.position == "relative" else None
         found = ops.local_attention(
-            q, k, v, window=self.window, kind=self.kind, causal=self.causal, bias=self.bias, cu_seqlens=bounds
+            q, k, v, window=self.window, kind=self.kind, causal=self.causal, bias=self.bias, bias_positions=at, cu_seqlens=bounds
         )
         g = project((found * r)[0, :, 0], self.h_proj)
         y = self._after(nn.functional.silu(skip + confidence.unsqueeze(-1) * ops.extract(g, cu_seqlens, active) + x))
-        return y, h, k, v, cu_seqlens
+        return y, h, k, v, cu_seqlens, positions
 
     def _route(self, filtered: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """e, the skip path, which tokens are active, and their confidence (zero for the others)."""
