@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from tests.cuda import scaled
-from tilegen.build import compilers, gpus, library
+from tilegen.build import compilers, cuda, gpus, library, nvcc, nvrtc
+from tilegen.build.target import resolve
 from tilegen.bundle import read
+from tilegen.cli.instance import instance
 from tilegen.errors import ArgumentError, TargetError
 from tilegen.runtime import load
 
@@ -109,6 +111,15 @@ def test_the_operator_never_waits_for_the_gpu():
 def test_arguments_on_two_devices_are_refused():
     with pytest.raises(ArgumentError, match=r"w is on cpu, must be on cuda:0 as x is; move it with .to\(\)"):
         scaled.toolchain_scaled(rows(1, 2, 64), torch.ones(64))
+
+
+def test_nvrtc_leaves_out_what_takes_registers_where_kernels_spill():
+    """A walk with eight states each way, which spills 400 bytes otherwise."""
+    target = resolve("sm_90")
+    parts = library.scheduled_parts(instance("elementwise_attention", ["C=1024", "order=6"], "bfloat16"), ("backward",), target)
+    _, found = nvrtc.compile(cuda.kernels(parts.parts, target)[0], "sm_90")
+    assert found
+    assert nvcc.spilled(found) == 0
 
 
 WARM = """

@@ -29,7 +29,7 @@ _DEVICE = (
     "-diag-suppress=174,177",
 )
 # Optimisations that take registers are left out.
-_SPARING = ("--ptxas-options=--register-usage-level=0",)
+SPARING = ("--ptxas-options=--register-usage-level=0",)
 _OPTIONS = (
     *_DEVICE,
     "-O3",
@@ -144,13 +144,18 @@ def cubin(kernels: str, arch: str) -> tuple[bytes, list[Resources]]:
 def _without_spills(command: list[str], folder: str, name: str) -> tuple[Path, list[Resources]]:
     """What a command compiles, called `name`; where kernels spill registers, what it compiles when asked to use few, if they do not."""
     found = parse(_run([*command, "-o", name], folder))
-    if any(one.spill_stores for one in found):
+    if spilled(found):
         (sparing := Path(folder) / "sparing").mkdir()
         shutil.copy(Path(folder) / _TEXT, sparing)
-        again = parse(_run([*command, *_SPARING, "-o", name], str(sparing)))
-        if sum(one.spill_stores for one in again) < sum(one.spill_stores for one in found):
+        again = parse(_run([*command, *SPARING, "-o", name], str(sparing)))
+        if spilled(again) < spilled(found):
             return sparing / name, again
     return Path(folder) / name, found
+
+
+def spilled(found: Sequence[Resources]) -> int:
+    """Bytes that kernels store because they have too few registers."""
+    return sum(one.spill_stores for one in found)
 
 
 def examine(kernels: str, arch: str) -> list[Resources]:

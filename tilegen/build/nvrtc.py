@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tilegen.build.nvcc import Resources, parse
+from tilegen.build.nvcc import SPARING, Resources, parse, spilled
 from tilegen.errors import BuildError
 
 # In place of what the text includes beside the half-precision headers: parts of libcu++, of which kernels use these names alone,
@@ -86,7 +86,8 @@ def headers() -> str | None:
 
 
 def compile(source: str, arch: str) -> tuple[bytes, list[Resources]]:
-    """Compile the text of kernels to the machine code of one architecture.
+    """Compile the text of kernels to the machine code of one architecture; where they spill registers, once more without the
+    optimisations that take registers, if they spill less then.
 
     Parameters
     ----------
@@ -112,10 +113,16 @@ def compile(source: str, arch: str) -> tuple[bytes, list[Resources]]:
         )
     options = [f"--gpu-architecture={arch}", f"--include-path={include}", *_OPTIONS]
     if int(library.release.partition(".")[0]) >= 13:
-        options.append("--split-compile=0")  # one thread for each kernel, as many as there are cores
+        # One thread for each kernel, as many as there are cores.  NVRTC says nothing of the resources of code that it has in a
+        # cache of its own; there is one of cubins already.
+        options += ["--split-compile=0", "--no-cache"]
     for part in glob.glob(f"{Path(library.path).parent}/libnvrtc-builtins.so*"):
         ctypes.CDLL(part)  # NVRTC looks for it by name, which finds what is loaded
-    return _compiled(ctypes.CDLL(library.path), plain(source), options, arch)
+    nvrtc, text = ctypes.CDLL(library.path), plain(source)
+    made = _compiled(nvrtc, text, options, arch)
+    if not spilled(made[1]):
+        return made
+    return min(made, _compiled(nvrtc, text, [*options, *SPARING], arch), key=lambda each: spilled(each[1]))
 
 
 def plain(source: str) -> str:
