@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from tilegen.build.target import resolve
 from tilegen.errors import ScheduleError
 from tilegen.mechanisms import Instance, get
 from tilegen.tune import engine, records
-from tilegen.tune.device import operators, search
+from tilegen.tune.device import operators, winner
 from tilegen.tune.device.operators import Operator
 from tilegen.tune.device.search import Fleet
 from tilegen.tune.device.space import DecisionSpace
@@ -27,7 +28,7 @@ from tilegen.tune.local import Backend, Workshop
 from tilegen.tune.progress import Silent
 from tilegen.tune.report import SearchResult
 
-PARTS = ("setup", "measure", "rank", "copy_bandwidth", "build", "prepare")
+PARTS = ("setup", "measure", "rank", "copy_bandwidth", "build", "prepare", "check")
 SYNTHETIC = Backend(**{part: f"tune_device_calls:{part}" for part in PARTS}, build_setup="tune_device_calls:setup", overlap=True)  # type: ignore[arg-type]
 BEST = [16, 2, 8, 16, 2]
 
@@ -37,12 +38,14 @@ def operator() -> Operator:
     return Operator(Instance(found, found.config(order=2), {"C": 32}, "float32"), resolve("sm_90"), {"B": 2, "T": 48})
 
 
-def hunt(folder: Path, *, trials: int = 40, minutes: float = 1.0, resume: bool = True) -> tuple[list[SearchResult], Fleet]:
+def hunt(
+    folder: Path, *, trials: int = 40, minutes: float = 1.0, resume: bool = True, patience: int = 10**6
+) -> tuple[list[SearchResult], Fleet]:
     """Search the three kernels of an operator; trials, records and measurements go to `folder`."""
     os.environ["MEASURED"] = str(folder)
     begun = time.monotonic()
     with Workshop(resolve("sm_90").tvm, backend=SYNTHETIC, jobs=2) as workshop:
-        limits = engine.effort("default", trials, minutes)
+        limits = dataclasses.replace(engine.effort("default", trials, minutes), patience=patience)
         parts: dict[str, Any] = {"deadline": begun + 60 * minutes, "log_dir": folder, "resume": resume, "seed": 0}
         fleet = Fleet(workshop, limits, progress=Silent(), **parts)
         return fleet.search([("ea", operator)]), fleet
@@ -54,13 +57,11 @@ def spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Operator.kernel
 
     def kernel(self: Operator, function: str, position: int) -> Any:
-        import dataclasses
-
         return dataclasses.replace(real(self, function, position), space=DecisionSpace(NAMES, CATEGORIES))  # type: ignore[type-var]
 
     monkeypatch.setattr(Operator, "kernel", kernel)
-    monkeypatch.setattr(search, "device_text", lambda target: {"name": target.device, "arch": "sm_90"})
-    monkeypatch.setattr(search, "compiler_release", lambda: "13.0")
+    monkeypatch.setattr(winner, "device_text", lambda target: {"name": target.device, "arch": "sm_90"})
+    monkeypatch.setattr(winner, "compiler_release", lambda: "13.0")
     monkeypatch.setattr(operators.Operator, "name", property(lambda self: "ea"))
 
 
@@ -121,6 +122,36 @@ def test_the_time_is_kept(tmp_path: Path) -> None:
     results, _ = hunt(tmp_path, trials=10**6, minutes=0.2)
     assert time.monotonic() - begun < 12 * 1.05 + 0.5  # ending processes
     assert results and all(result.stopped in ("time", "exhausted") for result in results)
+
+
+def test_a_search_without_improvements_ends(tmp_path: Path) -> None:
+    results, _ = hunt(tmp_path, trials=10**6, patience=12)
+    assert {result.stopped for result in results} == {"settled"}
+    for result in results:
+        assert all(seconds is None or seconds > 0.99 * min(result.best_so_far[:-12]) for seconds in result.history[-12:])
+
+
+@pytest.mark.parametrize("minutes", [0.02, 0.05, 0.08])
+def test_a_second_call_without_time_keeps_what_the_first_found(tmp_path: Path, minutes: float) -> None:
+    first, _ = hunt(tmp_path, trials=40)
+    before = {path: path.read_text() for path in tmp_path.glob("*/*.jsonl")}
+    then, _ = hunt(tmp_path, trials=10**6, minutes=minutes)
+    for old, new in zip(first, then, strict=False):
+        assert new.seconds <= 1.01 * old.seconds
+    for path, text in before.items():
+        kept = records.split_lines(path.read_text())[0]
+        for record in records.split_lines(text)[0]:
+            assert records.best(kept, record.key.task).seconds <= 1.01 * record.seconds  # type: ignore[union-attr]
+
+
+def test_what_a_reference_refuses_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best of the measured is wrong at small sizes, which is found out before the ranking: the next best wins."""
+    monkeypatch.setenv("REFUSED", "-".join(map(str, BEST)))
+    results, fleet = hunt(tmp_path, trials=60)
+    assert all(result.decisions != BEST for result in results)
+    assert all(h.journal.known[tuple(BEST)].kind == "wrong" for h in fleet.staged[0].hunts.values())
+    again, _ = hunt(tmp_path, trials=60)
+    assert [r.decisions for r in again] == [r.decisions for r in results]
 
 
 def test_without_a_valid_candidate_the_first_error_is_shown_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,11 +45,15 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to search: trials per kernel and minutes for the whole call, whichever is reached first."""
+    """How long to search: trials per kernel and minutes for the whole call, whichever is reached first.
+
+    `patience`: trials without an improvement after which a kernel's search on a GPU ends.
+    """
 
     trials: int
     minutes: float
     batch: int = 16
+    patience: int = 64
 
     def limit(self, trials: int | None, minutes: float | None) -> Effort:
         """This effort with the user's own limits; a limit given alone lifts the preset's other one."""
@@ -59,11 +63,11 @@ class Effort:
             raise ArgumentError(f"minutes is {minutes}, must be positive")
         if trials is None and minutes is None:
             return self
-        return Effort(trials or UNLIMITED, minutes or float("inf"), self.batch)
+        return Effort(trials or UNLIMITED, minutes or float("inf"), self.batch, self.patience)
 
 
 UNLIMITED = 1_000_000
-EFFORTS = {"quick": Effort(32, 2.0, 8), "default": Effort(128, 10.0), "max": Effort(1024, 120.0)}
+EFFORTS = {"quick": Effort(32, 2.0, 8, 24), "default": Effort(128, 10.0), "max": Effort(1024, 120.0, patience=256)}
 """The presets of ``--effort``."""
 
 

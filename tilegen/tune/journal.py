@@ -71,7 +71,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, space: Any, *, resume: bool = True) -> None:
-        self.path, self.trials, self.ranked = path, [], None
+        self.path, self.trials, self.ranked, self.verdict, self.ranked_after = path, [], None, None, 0
         self.known: dict[tuple[int, ...], Outcome] = {}
         self.codes: dict[str, tuple[int, ...]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +95,10 @@ class Journal:
     trials: list[Trial]
     ranked: dict[str, Any] | None
     """What the last final ranking said, if no trial came after it."""
+    verdict: dict[str, Any] | None
+    """What the last final ranking said, whatever came after it."""
+    ranked_after: int
+    """The number of trials at that time."""
 
     def add(self, decisions: Sequence[int], outcome: Outcome, code: str = "") -> Trial:
         """Number a trial and put it on disk; `code` names what was measured, where other decisions may make the same."""
@@ -105,7 +109,7 @@ class Journal:
         return trial
 
     def skip(self, decisions: Sequence[int], outcome: Outcome) -> None:
-        """Remember a point that is no trial: it cannot be built, or makes the code of another one."""
+        """Remember a point that is no trial (it cannot be built, or makes the code of another one), or a trial found wrong later."""
         self._write({"skipped": list(decisions), "kind": outcome.kind, "message": outcome.message})
 
     def rank(self, verdict: dict[str, Any]) -> None:
@@ -114,20 +118,21 @@ class Journal:
 
     def successes(self) -> list[Trial]:
         """The trials that passed every gate, the fastest first."""
-        return sorted((t for t in self.trials if t.outcome.ok), key=lambda t: t.outcome.seconds)
+        return sorted((t for t in self.trials if self.known[t.decisions].ok), key=lambda t: t.outcome.seconds)
 
     def failures(self) -> dict[str, int]:
         """How many trials were rejected, by kind."""
-        kinds = [t.outcome.kind for t in self.trials if not t.outcome.ok]
+        kinds = [kind for t in self.trials if (kind := self.known[t.decisions].kind) != OK]
         return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
     def history(self) -> list[float | None]:
         """Seconds of each trial in order, None where it was rejected."""
-        return [t.outcome.seconds if t.outcome.ok else None for t in self.trials]
+        return [t.outcome.seconds if self.known[t.decisions].ok else None for t in self.trials]
 
     def reasons(self) -> dict[str, str]:
         """The first message of each kind of rejection."""
-        return {t.outcome.kind: t.outcome.message for t in reversed(self.trials) if not t.outcome.ok}
+        found = (self.known[t.decisions] for t in reversed(self.trials))
+        return {outcome.kind: outcome.message for outcome in found if not outcome.ok}
 
     def close(self) -> None:
         self._lock.release()
@@ -153,7 +158,8 @@ class Journal:
         elif "skipped" in line:
             self.known[tuple(line["skipped"])] = Outcome(line["kind"], message=line["message"])
         elif "ranked" in line:
-            self.ranked = line["verdict"]
+            self.ranked = self.verdict = line["verdict"]
+            self.ranked_after = line["ranked"]
 
     def _valid_lines(self) -> list[dict[str, Any]]:
         """The undamaged lines; a line half written when the writer was killed is removed from the file."""

@@ -38,7 +38,8 @@ from tilegen.tune.task import Task
 class Backend:
     """Where candidates run: the functions called in measuring and building processes, and whether building disturbs measuring.
 
-    `build` and `prepare` are what a device that is not the CPU is given candidates and cases by (`tilegen.tune.device.search`).
+    `build`, `prepare` and `check` are what a device that is not the CPU is given candidates and cases by
+    (`tilegen.tune.device.search`).
     """
 
     setup: str = "tilegen.tune.measure:setup"
@@ -49,6 +50,7 @@ class Backend:
     build_setup: str = "tilegen.tune.builder:setup"
     build: str = ""
     prepare: str = ""
+    check: str = ""
     build_torch: bool = False
     overlap: bool = False
 
@@ -61,7 +63,8 @@ _CUDA = Backend(
     copy_bandwidth=f"{_ON_DEVICE}:copy_bandwidth",
     build_setup="tilegen.tune.device.build:setup",
     build="tilegen.tune.device.build:build",
-    prepare="tilegen.tune.device.cases:prepare",
+    prepare="tilegen.tune.device.cases:prepare_all",
+    check=f"{_ON_DEVICE}:check",
     build_torch=True,  # a building process plans operators itself, whose folders import torch
     overlap=True,
 )

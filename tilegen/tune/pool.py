@@ -8,7 +8,6 @@ sent to a worker that said it is ready, and one that cannot start is an error th
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import selectors
 import subprocess
@@ -45,6 +44,8 @@ class Reply:
     kind: str
     value: Any = None
     message: str = ""
+    seconds: float = 0.0
+    """From the call to the answer."""
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Worker:
     """When it will be given up, on the monotonic clock."""
     ready: bool = False
     job: Job | None = None
+    begun: float = 0.0
     done: int = 0
 
     def last_words(self, size: int = 2000) -> str:
@@ -94,6 +96,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         self._workers: list[Worker] = []
+        self._waiting: deque[Job] = deque()
         self._selector = selectors.DefaultSelector()
 
     def start(self) -> None:
@@ -109,31 +112,68 @@ class Pool:
         BuildError
             When a worker cannot start; the message has the end of its standard error.
         """
-        source, waiting = iter(jobs), deque[Job]()
+        source = iter(jobs)
         try:
             while True:
                 # Jobs are made one step ahead of the workers, while these work on the ones before.
-                waiting.extend(itertools.islice(source, self.size - len(waiting)))
-                if not waiting and not any(w.job for w in self._workers):
+                while len(self._waiting) < self.size and (job := next(source, None)) is not None:
+                    self.submit(job)
+                if not self.load or time.monotonic() >= deadline:
                     return
-                if time.monotonic() >= deadline:
-                    return
-                self._assign(waiting)
-                yield from self._collect(deadline)
+                yield from self.poll(deadline - time.monotonic())
         finally:
-            for worker in [w for w in self._workers if w.job]:
-                self._remove(worker)
+            self.drop()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its reply comes from a later `poll`."""
+        self._waiting.append(job)
+
+    @property
+    def load(self) -> int:
+        """Jobs that are queued or being worked on."""
+        return len(self._waiting) + sum(w.job is not None for w in self._workers)
+
+    def poll(self, seconds: float) -> list[Reply]:
+        """Hand queued jobs to workers and wait at most `seconds` (and 1) for replies; there may be none.
+
+        Raises
+        ------
+        BuildError
+            When a worker cannot start.
+        """
+        self.hand_out()
+        found = list(self._collect(time.monotonic() + seconds))
+        self.hand_out()  # what came free works on while the replies are looked at
+        return found
+
+    def withdraw(self) -> list[Job]:
+        """Take back the jobs that no worker has begun."""
+        found = list(self._waiting)
+        self._waiting.clear()
+        return found
+
+    def drop(self) -> None:
+        """Forget what is queued and kill those that work on something."""
+        self._waiting.clear()
+        for worker in [w for w in self._workers if w.job]:
+            self._remove(worker)
+
+    def fileno(self) -> int:
+        """What becomes readable when a reply may have come: pools can be waited for together, see `gather`."""
+        return self._selector.fileno()  # type: ignore[attr-defined, no-any-return]
 
     def discard(self) -> None:
-        """Kill all workers; the next run starts new ones.  For memory that a candidate may have spoiled."""
+        """Forget what is queued and kill all workers; new ones start when needed.  For memory that a candidate may have spoiled."""
+        self._waiting.clear()
         for worker in list(self._workers):
             self._remove(worker)
 
     close = discard
 
-    def _assign(self, waiting: deque[Job]) -> None:
-        busy = sum(w.job is not None for w in self._workers)
-        while len(self._workers) < min(self.size, busy + len(waiting)):
+    def hand_out(self) -> None:
+        """Give queued jobs to workers that are free, and start those that are missing."""
+        waiting = self._waiting
+        while len(self._workers) < min(self.size, self.load):
             self._start_one()
         for worker in list(self._workers):
             if waiting and worker.ready and worker.job is None:
@@ -144,12 +184,12 @@ class Pool:
                     waiting.appendleft(job)
                     self._remove(worker)
                     continue
-                worker.job, worker.limit = job, time.monotonic() + job.timeout
+                worker.begun = time.monotonic()
+                worker.job, worker.limit = job, worker.begun + job.timeout
 
     def _collect(self, deadline: float) -> Iterator[Reply]:
         """Wait for the next answer, death or timeout, and report what was about a job."""
-        watched = [w for w in self._workers if w.job or not w.ready]
-        pause = min([deadline, *(w.limit for w in watched)]) - time.monotonic()
+        pause = min([deadline, *(w.limit for w in self._workers if w.job or not w.ready)]) - time.monotonic()
         for key, _ in self._selector.select(max(0.0, min(pause, 1.0))):
             worker: Worker = key.data
             try:
@@ -166,10 +206,11 @@ class Pool:
             worker.done += 1
             if worker.done >= self.recycle:
                 self._remove(worker)
+            took = time.monotonic() - worker.begun
             if "error" in answer:
-                yield Reply(job, "error", message=answer["error"])
+                yield Reply(job, "error", message=answer["error"], seconds=took)
             else:
-                yield Reply(job, "ok", answer["value"])
+                yield Reply(job, "ok", answer["value"], seconds=took)
         now = time.monotonic()
         for worker in [w for w in self._workers if (w.job or not w.ready) and w.limit <= now]:
             job = worker.job
@@ -177,7 +218,7 @@ class Pool:
                 self._fail_start(worker, f"did not start within {START_SECONDS:.0f} s")
             self._remove(worker)
             assert job is not None
-            yield Reply(job, "timeout", message=f"killed after {job.timeout:.1f} s")
+            yield Reply(job, "timeout", message=f"killed after {job.timeout:.1f} s", seconds=job.timeout)
 
     def _bury(self, worker: Worker) -> Reply | None:
         """Remove a worker that died; its job, if it had one, gets the blame."""
@@ -188,7 +229,8 @@ class Pool:
             self._fail_start(worker, f"ended with {cause} while starting")
         words = worker.last_words()
         self._remove(worker)
-        return None if job is None else Reply(job, "crash", message=f"{cause}\n{words}".strip())
+        took = time.monotonic() - worker.begun
+        return None if job is None else Reply(job, "crash", message=f"{cause}\n{words}".strip(), seconds=took)
 
     def _fail_start(self, worker: Worker, what: str) -> None:
         words = worker.last_words()
@@ -211,3 +253,13 @@ class Pool:
         self._selector.unregister(worker.process.stdout)  # type: ignore[arg-type]
         self._workers.remove(worker)
         worker.end()
+
+
+def gather(pools: Sequence[Pool], seconds: float) -> list[Reply]:
+    """Wait at most `seconds` (and 1) until one of several pools has replies; those of all of them."""
+    with selectors.DefaultSelector() as waiting:
+        for pool in pools:
+            pool.hand_out()
+            waiting.register(pool, selectors.EVENT_READ)
+        waiting.select(max(0.0, min(seconds, 1.0)))
+    return [reply for pool in pools for reply in pool.poll(0.0)]

@@ -20,6 +20,8 @@ STOPPED = {
     "time": "time is up",
     "exhausted": "whole space searched",
     "failing": "stopped: a whole batch was rejected",
+    "settled": "no better one for long",
+    "small": "too little of the operator's time",
     "known": "nothing left to do",
 }
 

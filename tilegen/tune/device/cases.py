@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,6 +53,30 @@ def prepare(
             limits = {a.name: limit_around(rounded[a.name], wide[a.name]) for a in outputs}
         kept = {a.name: references[a.name].astype(np.float64) for a in outputs}
         Case(taken, inputs, kept, limits, known).save(Path(folder) / name)
+
+
+def prepare_all(
+    instance: str,
+    backward: bool,
+    function: str,
+    positions: list[int],
+    folders: list[str],
+    sizes: dict[str, dict[str, int]],
+    seed: int,
+) -> list[str | None]:
+    """`prepare` several kernels of a function, each into a folder of its own, with the values of the function computed once.
+
+    What was wrong with each of them; None: nothing.
+    """
+    found: list[str | None] = []
+    for position, folder in zip(positions, folders, strict=True):
+        try:
+            prepare(instance, backward, function, position, sizes, seed, folder)
+        except Exception:  # the others have references all the same
+            found.append(traceback.format_exc())
+        else:
+            found.append(None)
+    return found
 
 
 def limit_dtype(dtype: str, role: str, io: str) -> str:

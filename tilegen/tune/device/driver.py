@@ -25,6 +25,7 @@ _TYPES: dict[str, list[Any]] = {
     "cuCtxSetCurrent": [ctypes.c_void_p],
     "cuMemAlloc_v2": [ctypes.c_void_p, ctypes.c_size_t],
     "cuMemFree_v2": [ctypes.c_uint64],
+    "cuMemGetInfo_v2": [ctypes.c_void_p, ctypes.c_void_p],
     "cuMemFreeHost": [ctypes.c_void_p],
     "cuMemAllocHost_v2": [ctypes.c_void_p, ctypes.c_size_t],
     "cuMemcpyHtoD_v2": [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t],
@@ -102,6 +103,13 @@ def allocate(size: int) -> int:
     address = ctypes.c_uint64()
     call("cuMemAlloc_v2", ctypes.byref(address), max(size, 1))
     return address.value
+
+
+def available() -> int:
+    """Bytes of the device's memory that are free."""
+    free_, total = ctypes.c_size_t(), ctypes.c_size_t()
+    call("cuMemGetInfo_v2", ctypes.byref(free_), ctypes.byref(total))
+    return free_.value
 
 
 def free(address: int) -> None:

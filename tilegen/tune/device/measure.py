@@ -15,11 +15,14 @@ import numpy as np
 from tilegen.tune import measure as near
 from tilegen.tune.case import CANARY, GUARD
 from tilegen.tune.device import driver
-from tilegen.tune.device.memory import Room, Stage, Started, sampled
+from tilegen.tune.device.memory import Room, Stage, Started, sampled, stage_bytes
 from tilegen.tune.gate import Array, dtype_of, limit_around
 
 UNITS = 4.0
 """How many times `limit_around` a result at the tuned sizes may be from the default's: both have errors of their own."""
+
+SPARE = 1 << 30
+"""Bytes of the device that stages leave free."""
 
 FLUSH = 2
 """Times the last-level cache that is written between samples."""
@@ -69,10 +72,13 @@ _stages: dict[str, Stage] = {}
 
 
 def stage_at(path: str) -> Stage:
-    """The stage described in `path`; one at a time is on the device."""
-    if path not in _stages:
-        for name in list(_stages):
-            _stages.pop(name).free()
+    """The stage described in `path`; as many are on the device as fit, those used last."""
+    if path in _stages:
+        _stages[path] = _stages.pop(path)
+    else:
+        # Candidates write results of their own beside those of the defaults.
+        while _stages and driver.available() < SPARE + 2 * stage_bytes(path):
+            _stages.pop(next(iter(_stages))).free()
         _stages[path] = Stage(path)
     return _stages[path]
 
@@ -155,6 +161,20 @@ def clocked(runs: Sequence[Timed], rounds: int) -> list[list[float]]:
     return [[end.seconds_since(begin) for begin, end in each] for each in pairs]
 
 
+def check(library: str, checked: list[str]) -> dict[str, Any]:
+    """Compare a candidate's results with the references of the cases in the folders `checked`.
+
+    Returns ``{"kind": "ok"}``, or the kind and message of the rejection.
+    """
+    for folder in checked:
+        loaded = OnDevice(library, "", folder)
+        failure = loaded.rejected()
+        loaded.run.close()
+        if failure:
+            return dict(failure)
+    return {"kind": "ok"}
+
+
 def measure(
     library: str,
     stage: str,
@@ -170,19 +190,16 @@ def measure(
     ----------
     library : its cubin.
     stage, names, written : see `Timed`.
-    checked : folders of cases, all of which must pass.
+    checked : folders of cases, all of which must pass; none: only the results at the tuned sizes are looked at.
     hurry : seconds; a candidate twice as slow as this in its first samples gets no more.
 
     Returns
     -------
     ``{"kind": "ok", "samples": [seconds]}``, or the kind and message of the rejection.
     """
-    for folder in checked:
-        loaded = OnDevice(library, "", folder)
-        failure = loaded.rejected()
-        loaded.run.close()
-        if failure:
-            return dict(failure)
+    found = check(library, checked)
+    if found["kind"] != "ok":
+        return found
     candidate = Timed(library, stage, names, written)
     failure = candidate.rejected()
     if failure:

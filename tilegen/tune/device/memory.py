@@ -123,6 +123,12 @@ def sampled(data: Array, dtype: str) -> Array:
     return found
 
 
+def stage_bytes(path: str) -> int:
+    """Bytes of the tensors of the stage described in `path`."""
+    tensors = json.loads(Path(path).read_text())["tensors"].values()
+    return sum(int(np.prod(t["shape"], dtype=np.int64)) * dtype_of(t["dtype"]).itemsize for t in tensors)
+
+
 class Stage:
     """All arguments of an operator, after one run with the defaults.
 

@@ -46,7 +46,7 @@ def tuned_sizes(instance: Instance, given: Mapping[str, int], step: bool) -> dic
     usual = instance.mechanism.representative
     found = {}
     for name in instance.symbolic:
-        larger = {"T": TIMES, "B": BATCHES, "H": BATCHES}.get(name, 1)
+        larger = {"T": TIMES, "B": BATCHES, "H": BATCHES, "R": TIMES * BATCHES}.get(name, 1)
         found[name] = given.get(name, usual[name] * larger)
     if step:
         found |= {"T": 1, "B": given.get("B", 64)}
@@ -57,8 +57,8 @@ def with_rows(instance: Instance, sizes: Mapping[str, int]) -> dict[str, int]:
     """`sizes` with those that count the rows of all sequences together following from B and T."""
     usual = instance.mechanism.representative
     rows = usual.get("B", 0) * usual.get("T", 0)
-    own = {name for name in sizes if name not in ("B", "T") and usual[name] == rows}
-    return dict(sizes) | dict.fromkeys(own, sizes["B"] * sizes["T"])
+    own = {name for name in sizes if rows and name not in ("B", "T") and usual[name] == rows}
+    return dict(sizes) | dict.fromkeys(own, sizes["B"] * sizes["T"] if own else 0)
 
 
 @dataclass(frozen=True)

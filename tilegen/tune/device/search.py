@@ -1,33 +1,32 @@
-"""The search of all kernels of a call at once: while the device measures one, all cores build the next.
+"""The search of all kernels of a call at once: while the device measures one, all cores build others.
 
-Kernels have independent decisions, so each has a space, a journal and a model of its own.  The search goes in rounds: every kernel
-proposes a batch, all batches are built as one stream and measured as they come, and what the round found decides the next.
+Kernels have independent decisions, so each has a space, a journal and a model of its own.  Nothing waits for a round to end: whenever
+a core comes free the kernel whose next trial is worth most proposes one, and whenever the device does it measures the candidate of
+such a kernel.  A kernel whose search is over is ranked at once, so that little is left to do when the time is up.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import itertools
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tilegen.build.target import BuildTarget
-from tilegen.bundle import gpu
-from tilegen.errors import ScheduleError, TilegenError
+from tilegen.errors import ScheduleError
 from tilegen.tune import logs, records
+from tilegen.tune.device import winner
 from tilegen.tune.device.hunt import Hunt, Staged
 from tilegen.tune.device.operators import Operator
 from tilegen.tune.engine import Candidate, Effort
+from tilegen.tune.evolve import Decisions
 from tilegen.tune.journal import OK, Outcome
-from tilegen.tune.local import GRACE, Workshop, summary
-from tilegen.tune.pool import Job, Reply
+from tilegen.tune.local import Workshop, summary
+from tilegen.tune.pool import Job, Reply, gather
 from tilegen.tune.progress import Progress, duration
-from tilegen.tune.records import Record
 from tilegen.tune.report import TIME_UP, SearchResult
-from tilegen.tune.session import Standing, judge, versions
+from tilegen.tune.session import Standing, judge
 
 ROUNDS, FEWEST = 15, 5
 """Samples of each finalist, as many as fit into `FINAL_SECONDS`."""
@@ -35,20 +34,23 @@ ROUNDS, FEWEST = 15, 5
 REPEATS = 11
 """Samples of each candidate."""
 
-FINAL_SECONDS, STAGE_SECONDS = 0.3, 0.7
-"""Of ranking one kernel, and of setting the stage of an operator for it."""
+FINAL_SECONDS = 0.3
+"""Of the samples of one kernel's ranking."""
+
+RANKING = 0.6
+"""Seconds that ranking one kernel takes in all, until it is known."""
 
 FINAL_SHARE = 0.25
-"""Part of the time that is kept for that at most."""
+"""Part of the time that is kept for the ranking at most."""
 
-SWEEP = 3
-"""Rounds that every kernel takes part in; later ones are for kernels that take their part of the operator's time."""
+ENDING = 0.4
+"""Seconds for ending the processes."""
 
-FIRST_BATCH = 4
-"""Candidates of each kernel in the first round: then it is known which operators and kernels are worth more."""
+AHEAD = 2
+"""Candidates built and not yet measured, and jobs waiting for a core, for each core."""
 
-WORTH = 0.02
-"""Part of an operator's time from which a kernel is searched on."""
+CASES = 4
+"""One of so many cores makes references while there are candidates to build."""
 
 
 class Fleet:
@@ -56,7 +58,6 @@ class Fleet:
 
     Parameters
     ----------
-    operators : made one by one, when the building processes have nothing to do for those before.
     deadline : monotonic time at which everything including the final ranking is done.
     """
 
@@ -75,8 +76,15 @@ class Fleet:
         self.log_dir, self.resume, self.seed, self.progress = log_dir, resume, seed, progress
         self.staged: list[Staged] = []
         self.skipped: list[tuple[str, str]] = []
-        self.reached: set[str] = set()
+        self.found: dict[Hunt, SearchResult] = {}
         self.trials = self.rejected = 0
+        self.busy = {"building": 0.0, "references": 0.0, "measuring": 0.0, "ranking": 0.0}
+        """Seconds that processes worked."""
+        self._coming: deque[tuple[str, Callable[[], Operator]]] = deque()
+        self._first: deque[Job] = deque()
+        self._cases: deque[Job] = deque()
+        self._making = 0  # cases
+        self._ranked = 0
 
     def search(self, operators: Sequence[tuple[str, Callable[[], Operator]]]) -> list[SearchResult]:
         """Search, rank and record.
@@ -90,246 +98,277 @@ class Fleet:
         ScheduleError
             When no kernel of any operator has a valid candidate.
         """
+        self._coming.extend(operators)
+        self.workshop.bandwidth()  # while the building processes start
         try:
-            rounds = 0
-            while time.monotonic() < self._stop():
-                fresh = operators if rounds == 0 else ()
-                self._round(fresh, rounds)
-                rounds += 1
-                if not any(self._wanted(hunt, rounds) for staged in self.staged for hunt in staged.active()):
-                    break
-            self.skipped += [(name, TIME_UP) for name, _ in operators if name not in self.reached]
+            while (left := self._stop() - time.monotonic()) > 0 and self._feed():
+                self._wait(0.0 if self._coming else left)
+            self._close()
+            self.skipped += [(name, TIME_UP) for name, _ in self._coming]
             return self._finish()
         finally:
-            for staged in self.staged:
-                for hunt in staged.hunts.values():
-                    hunt.journal.close()
+            for hunt in self._hunts():
+                hunt.journal.close()
+
+    def _hunts(self) -> list[Hunt]:
+        return [hunt for staged in self.staged for hunt in staged.hunts.values()]
+
+    def _active(self) -> list[Hunt]:
+        return [hunt for staged in self.staged for hunt in staged.active()]
 
     def _stop(self) -> float:
-        """When the search ends and the ranking begins."""
-        count = sum(len(staged.hunts) for staged in self.staged)
-        needed = 1.0 + FINAL_SECONDS * count + STAGE_SECONDS * len(self.staged)
-        return self.deadline - min(needed, FINAL_SHARE * (self.deadline - self.begun))
+        """When the search ends and what is left to rank is ranked."""
+        count = sum(1 for hunt in self._active() if hunt.journal.successes())
+        each = self.busy["ranking"] / self._ranked if self._ranked else RANKING
+        return self.deadline - ENDING - min(0.5 + each * count, FINAL_SHARE * (self.deadline - self.begun))
 
-    def _round(self, fresh: Sequence[tuple[str, Callable[[], Operator]]], rounds: int) -> None:
-        for reply in self.workshop.builders.run(self._jobs(fresh, rounds), self.deadline):
-            if time.monotonic() >= self._stop():  # comes earlier with every kernel
-                break
-            staged: Staged = reply.job.tag[0]
-            if reply.job.call == self.workshop.backend.prepare:
-                hunt: Hunt = reply.job.tag[1]
-                if reply.kind == OK:
-                    hunt.ready = True
-                else:
-                    hunt.error = f"no reference: {reply.message}"
-            elif isinstance(reply.job.tag[1], Hunt):
-                reply.job.tag[1].take(reply.job.tag[2], reply)
-            else:
-                staged.take_default(reply.job.tag[1], reply)
-            self._measure(staged)
-        for staged in self.staged:
-            for hunt in staged.active():
-                hunt.learn()
+    def _wait(self, seconds: float) -> None:
+        """Look at the replies that come."""
+        for reply in gather((self.workshop.builders, self.workshop.meter), seconds):
+            reply.job.tag(reply)
 
-    def _jobs(self, fresh: Sequence[tuple[str, Callable[[], Operator]]], rounds: int) -> Iterator[Job]:
-        """What is to be built, in order; made as the processes come free."""
-        for staged in sorted(self.staged, key=lambda staged: staged.seconds, reverse=True):
-            yield from self._batches(staged, rounds)
-        for name, make in fresh:
-            self.reached.add(name)
-            self.progress.stage(f"planning {name}")
-            try:
-                staged = Staged(make(), self.workshop.folder)
-                kernels = {place: staged.operator.kernel(*place) for place in staged.operator.places}
-                for place, kernel in kernels.items():
-                    if kernel is not None:
-                        staged.hunts[place] = Hunt(kernel, staged, self.log_dir, self.seed, self.resume)
-            except TilegenError as error:
-                self.skipped.append((name, str(error)))
-                continue
-            self.staged.append(staged)
-            if all(hunt.journal.ranked and not self._wanted(hunt, rounds) for hunt in staged.hunts.values()):
-                continue  # an earlier call left nothing to do
+    def _feed(self) -> bool:
+        """Keep the cores and the device busy; whether anything is going on."""
+        builders, meter = self.workshop.builders, self.workshop.meter
+        if not meter.load and (job := self._for_device()) is not None:
+            meter.submit(job)
+        while builders.load < AHEAD * builders.size and (job := self._for_builders()) is not None:
+            builders.submit(job)
+        if self._coming:
+            self._plan(*self._coming.popleft())
+            return True
+        return bool(builders.load or meter.load or self._first or self._cases)
+
+    def _for_builders(self) -> Job | None:
+        """What to build next: what an operator cannot be measured without, references, candidates."""
+        few = self._making < max(1, self.workshop.builders.size // CASES)
+        if self._cases and few and not self._first:
+            self._making += 1
+            return self._cases.popleft()
+        if self._first:
+            return self._first.popleft()
+        going = [hunt for hunt in self._active() if hunt.stopped(self.effort) is None]
+        if sum(len(hunt.waiting) for hunt in going) < AHEAD * self.workshop.builders.size:
+            for hunt in sorted(going, key=Hunt.urgency, reverse=True):
+                if (candidate := hunt.next(self.effort)) is not None:
+                    handle = functools.partial(self._built, hunt, candidate)
+                    return self._build_job(hunt.owner, hunt.place, candidate.decisions, handle)
+        if self._cases:
+            self._making += 1
+            return self._cases.popleft()
+        return None
+
+    def _for_device(self) -> Job | None:
+        """What to measure next: candidates, and the finalists of a kernel whose search is over."""
+        for hunt in self._active():
+            if hunt.stopped(self.effort) and not hunt.flying and (job := self._ranking(hunt)) is not None:
+                return job
+        ready = [hunt for hunt in self._active() if hunt.waiting and hunt.owner.stage]
+        if not ready:
+            return None
+        hunt = max(ready, key=Hunt.urgency)
+        candidate, built = hunt.waiting.popleft()
+        arguments = self._on_stage(hunt) | {
+            "library": built["library"],
+            "checked": self._case_folders(hunt) if hunt.ready else [],
+            "repeats": REPEATS,
+            "hurry": hunt.best if hunt.best < float("inf") else None,
+        }
+        handle = functools.partial(self._measured, hunt, candidate, hunt.ready)
+        return Job(self.workshop.backend.measure, arguments, self.workshop.limits.measure, handle)
+
+    def _ranking(self, hunt: Hunt) -> Job | None:
+        """The next step towards the ranking of a kernel; None: it waits for builds or references, or there is nothing to rank."""
+        points = hunt.finalists()
+        if not points:
+            hunt.finished = True
+            return None
+        for point in points:
+            if point not in hunt.libraries and point not in hunt.rebuilt:
+                hunt.rebuilt.add(point)
+                self._first.append(self._build_job(hunt.owner, hunt.place, point, functools.partial(self._rebuilt, hunt, point)))
+        if hunt.owner.stage is None or not hunt.ready or any(point not in hunt.libraries for point in points):
+            return None
+        backend, limits = self.workshop.backend, self.workshop.limits
+        for point in points:
+            if point not in hunt.checked:
+                arguments = {"library": hunt.libraries[point], "checked": self._case_folders(hunt)}
+                return Job(backend.check, arguments, limits.measure, functools.partial(self._checked, hunt, point))
+        fitting = int(FINAL_SECONDS / (len(points) * max(hunt.best, 1e-5)))
+        arguments = self._on_stage(hunt) | {
+            "libraries": [hunt.libraries[point] for point in points],
+            "rounds": max(FEWEST, min(ROUNDS, fitting)),
+        }
+        return Job(backend.rank, arguments, limits.whole, functools.partial(self._judged, hunt, points))
+
+    def _plan(self, name: str, make: Callable[[], Operator]) -> None:
+        """Plan an operator and queue what its measurements need."""
+        self.progress.stage(f"planning {name}")
+        try:
+            staged = Staged(make(), self.workshop.folder)
             for place in staged.operator.places:
-                yield self._build_job(staged, place, (), (staged, place))
+                kernel = staged.operator.kernel(*place)
+                if kernel is not None:
+                    staged.hunts[place] = Hunt(kernel, staged, self.log_dir, self.seed, self.resume)
+        except Exception as error:  # one operator that cannot be planned does not keep the others waiting
+            self.skipped.append((name, str(error) or type(error).__name__))
+            return
+        self.staged.append(staged)
+        if all(hunt.stopped(self.effort) and not hunt.finalists() for hunt in staged.hunts.values()):
             for hunt in staged.hunts.values():
-                yield self._case_job(staged, hunt)
-                # What an earlier call found best takes part in the ranking.
-                for point in hunt.finalists():
-                    yield self._build_job(staged, hunt.place, point, (staged, hunt, Candidate(point)))
-            yield from self._batches(staged, rounds)
+                hunt.finished = True  # an earlier call left nothing to do
+            return
+        for place in staged.operator.places:
+            self._first.append(self._build_job(staged, place, (), functools.partial(self._default, staged, place)))
+        for function in staged.operator.functions:
+            hunts = [hunt for hunt in staged.hunts.values() if hunt.place[0] == function]
+            if hunts:
+                self._cases.append(self._case_job(staged, function, hunts))
 
-    def _batches(self, staged: Staged, rounds: int) -> Iterator[Job]:
-        batches = []
-        for hunt in staged.active():
-            if self._wanted(hunt, rounds):
-                most = self.effort.batch if rounds else min(FIRST_BATCH, self.effort.batch)
-                batch = hunt.proposer.propose(min(most, self.effort.trials - len(hunt.journal.trials)))
-                hunt.exhausted = not batch
-                batches.append([(hunt, candidate) for candidate in batch])
-        # In turns: when time runs out, every kernel has had its part.
-        for pairs in itertools.zip_longest(*batches):
-            for hunt, candidate in filter(None, pairs):
-                yield self._build_job(staged, hunt.place, candidate.decisions, (staged, hunt, candidate))
-
-    def _wanted(self, hunt: Hunt, rounds: int) -> bool:
-        """Whether a kernel takes part in a round."""
-        if hunt.exhausted or len(hunt.journal.trials) >= self.effort.trials:
-            return False
-        return rounds < SWEEP or hunt.best >= WORTH * hunt.owner.seconds
-
-    def _build_job(self, staged: Staged, place: tuple[str, int], decisions: Sequence[int], tag: Any) -> Job:
+    def _build_job(
+        self, staged: Staged, place: tuple[str, int], decisions: Sequence[int], handle: Callable[[Reply], None]
+    ) -> Job:
         operator = staged.operator
         arguments = operator.job(*place) | {"decisions": list(decisions), "target": operator.text}
-        return Job(self.workshop.backend.build, arguments | {"folder": str(staged.folder)}, self.workshop.limits.build, tag)
+        return Job(self.workshop.backend.build, arguments | {"folder": str(staged.folder)}, self.workshop.limits.build, handle)
 
-    def _case_job(self, staged: Staged, hunt: Hunt) -> Job:
-        arguments = staged.operator.job(*hunt.place)
-        arguments |= {"sizes": staged.operator.checks(), "seed": self.seed, "folder": str(hunt.folder)}
-        return Job(self.workshop.backend.prepare, arguments, self.workshop.limits.whole, (staged, hunt))
+    def _case_job(self, staged: Staged, function: str, hunts: Sequence[Hunt]) -> Job:
+        arguments = staged.operator.job(function, 0)
+        del arguments["position"]
+        arguments |= {"positions": [hunt.place[1] for hunt in hunts], "folders": [str(hunt.folder) for hunt in hunts]}
+        arguments |= {"sizes": staged.operator.checks(), "seed": self.seed}
+        handle = functools.partial(self._prepared, hunts)
+        return Job(self.workshop.backend.prepare, arguments, self.workshop.limits.whole, handle)
 
-    def _measure(self, staged: Staged) -> None:
-        """Measure what is built and has its references and its stage."""
-        for hunt in staged.active():
-            while staged.stage and hunt.ready and hunt.waiting and time.monotonic() < self._stop():
-                candidate, built = hunt.waiting.pop(0)
-                kernel = hunt.kernel
-                arguments = {
-                    "library": built["library"],
-                    "stage": str(staged.stage),
-                    "names": kernel.names,
-                    "written": kernel.written,
-                    "checked": [str(hunt.folder / name) for name in staged.operator.checks()],
-                    "repeats": REPEATS,
-                    "hurry": hunt.best if hunt.best < float("inf") else None,
-                }
-                job = Job(self.workshop.backend.measure, arguments, self.workshop.limits.measure)
-                for reply in self.workshop.meter.run([job], self._stop() + GRACE):
-                    outcome = _outcome(reply)
-                    if not outcome.ok:
-                        # It may have written anywhere on the device, and after an illegal access nothing works any more.
-                        self.workshop.meter.discard()
-                        self.workshop.meter.start()
-                    hunt.note(candidate, outcome)
-                    self.trials, self.rejected = self.trials + 1, self.rejected + (not outcome.ok)
-                    self.progress.stage(self._line(hunt), quietly=False)
+    def _case_folders(self, hunt: Hunt) -> list[str]:
+        return [str(hunt.folder / name) for name in hunt.owner.operator.checks()]
+
+    def _on_stage(self, hunt: Hunt) -> dict[str, Any]:
+        return {"stage": str(hunt.owner.stage), "names": hunt.kernel.names, "written": hunt.kernel.written}
+
+    def _default(self, staged: Staged, place: tuple[str, int], reply: Reply) -> None:
+        self.busy["building"] += reply.seconds
+        staged.take_default(place, reply)
+
+    def _built(self, hunt: Hunt, candidate: Candidate, reply: Reply) -> None:
+        self.busy["building"] += reply.seconds
+        hunt.take(candidate, reply)
+
+    def _rebuilt(self, hunt: Hunt, point: Decisions, reply: Reply) -> None:
+        self.busy["building"] += reply.seconds
+        hunt.take_again(point, reply)
+
+    def _prepared(self, hunts: Sequence[Hunt], reply: Reply) -> None:
+        self.busy["references"] += reply.seconds
+        self._making -= 1
+        for position, hunt in enumerate(hunts):
+            problem = reply.message if reply.kind != OK else reply.value[position]
+            hunt.ready = problem is None
+            hunt.error = hunt.error or (problem and f"{hunt.kernel.name}: no reference: {problem}")
+
+    def _measured(self, hunt: Hunt, candidate: Candidate, checked: bool, reply: Reply) -> None:
+        self.busy["measuring"] += reply.seconds
+        outcome = _outcome(reply)
+        self._restart(outcome)
+        if checked and outcome.ok:
+            hunt.checked.add(candidate.decisions)
+        hunt.note(candidate, outcome)
+        self.trials, self.rejected = self.trials + 1, self.rejected + (not outcome.ok)
+        self.progress.stage(self._line(hunt), quietly=False)
+
+    def _checked(self, hunt: Hunt, point: Decisions, reply: Reply) -> None:
+        self.busy["ranking"] += reply.seconds
+        outcome = Outcome(OK) if reply.kind == OK and reply.value["kind"] == OK else _outcome(reply)
+        self._restart(outcome)
+        if outcome.ok:
+            hunt.checked.add(point)
+        else:
+            self.rejected += 1
+            hunt.reject(point, outcome)
+
+    def _judged(self, hunt: Hunt, points: Sequence[Decisions], reply: Reply) -> None:
+        self.busy["ranking"] += reply.seconds
+        self._ranked += 1
+        hunt.finished = True
+        if reply.kind != OK:
+            self._restart(_outcome(reply))
+            hunt.error = f"{hunt.kernel.name}: the ranking failed ({reply.kind}): {reply.message}"
+            return
+        standings = [Standing(point, taken) for point, taken in zip(points, reply.value, strict=True)]
+        self._record_winner(hunt, standings)
+
+    def _restart(self, outcome: Outcome) -> None:
+        """What was rejected may have written anywhere on the device, and after an illegal access nothing works any more."""
+        if not outcome.ok:
+            self.workshop.meter.discard()
+            self.workshop.meter.start()
 
     def _line(self, hunt: Hunt) -> str:
         rate = self.trials / max(time.monotonic() - self.begun, 1e-9)
-        kernels = sum(len(staged.hunts) for staged in self.staged)
+        kernels = len(self._hunts())
         best = f", best {duration(hunt.best)}" if hunt.best < float("inf") else ""
         rejected = f", {self.rejected} rejected" if self.rejected else ""
         return f"{self.trials} trials of {kernels} kernels, {rate:.1f} trials/s{rejected}; {hunt.kernel.name}{best}"
 
+    def _close(self) -> None:
+        """The time is up, or nothing is left to search: rank what is not ranked, what gained most first."""
+        builders, meter = self.workshop.builders, self.workshop.meter
+        left = [hunt for hunt in self._active() if hunt.journal.successes()]
+        left.sort(key=lambda hunt: hunt.best / (hunt.default_seconds or hunt.best))
+        needed = (self._rebuilt, self._prepared)
+        self._first = deque(job for job in [*self._first, *builders.withdraw(), *self._cases] if job.tag.func in needed)
+        while (now := time.monotonic()) < self.deadline - ENDING and any(not (hunt.finished or hunt.error) for hunt in left):
+            if not meter.load:
+                ranking = (self._ranking(hunt) for hunt in left if not hunt.finished and not hunt.error and not hunt.owner.error)
+                if (job := next(filter(None, ranking), None)) is not None:
+                    meter.submit(job)
+            while self._first:
+                builders.submit(self._first.popleft())
+            if not (builders.load or meter.load):
+                break
+            self._wait(self.deadline - ENDING - now)
+        builders.drop()
+        meter.drop()
+
     def _finish(self) -> list[SearchResult]:
-        """Rank what was searched, write records, and say what became of the rest."""
-        found, failed = [], []
+        """The results, and what became of the rest."""
+        failed = []
         for staged in self.staged:
             if staged.error:
                 failed.append((staged.operator.name, staged.error))
+                continue
             for hunt in staged.hunts.values():
                 if hunt.error:
                     failed.append((hunt.kernel.name, hunt.error))
-                elif not staged.error and self._can_rank(staged, hunt):
-                    found.append(self._ranked(staged, hunt))
-                elif not staged.error:
-                    failed.append((hunt.kernel.name, TIME_UP))
-        if failed and not found and any(h.error for s in self.staged for h in s.hunts.values()):
-            raise ScheduleError(failed[0][1])
+                elif hunt not in self.found:
+                    # A ranking of an earlier call stands until another is done.
+                    if hunt.journal.verdict is not None:
+                        self._note(hunt, {**hunt.journal.verdict, "stopped": "known" if hunt.finished else "time"})
+                    else:
+                        failed.append((hunt.kernel.name, TIME_UP))
+        if failed and not self.found and any(hunt.error for hunt in self._hunts()):
+            raise ScheduleError(next(hunt.error for hunt in self._hunts() if hunt.error))
         self.skipped += failed
-        return found
+        return [self.found[hunt] for hunt in self._hunts() if hunt in self.found]
 
-    def _can_rank(self, staged: Staged, hunt: Hunt) -> bool:
-        """Whether a kernel is ranked already, or can be while there is time."""
-        if hunt.journal.ranked is not None:
-            return True
-        built = any(point in hunt.libraries for point in hunt.finalists())
-        return built and staged.stage is not None and time.monotonic() < self.deadline
+    def _record_winner(self, hunt: Hunt, standings: Sequence[Standing]) -> None:
+        """Judge a ranking, and write a record when the winner is not what is used now."""
+        space = hunt.kernel.space
+        best, verdict = judge(standings, space, hunt.incumbent)  # type: ignore[arg-type]
+        verdict |= {"record": None, "log": None, "correlation": hunt.proposer.rank_correlation()}
+        verdict["stopped"] = hunt.stopped(self.effort) or "time"
+        # A default that won needs no record: it stays what is used, and may become better.
+        if best.decisions != (hunt.incumbent or space.default):
+            record = winner.record(hunt, best, verdict)
+            path = records.log_path(self.log_dir, hunt.kernel.key.host, hunt.kernel.key.op)
+            logs.append(path, record)
+            verdict |= {"record": record.id, "log": str(path)}
+        hunt.journal.rank(verdict)
+        self._note(hunt, verdict)
 
-    def _ranked(self, staged: Staged, hunt: Hunt) -> SearchResult:
-        journal, space = hunt.journal, hunt.kernel.space
-        verdict = journal.ranked
-        if verdict is None:
-            points = [p for p in hunt.finalists() if p in hunt.libraries]
-            samples = self.workshop.call(
-                self.workshop.backend.rank,
-                libraries=[hunt.libraries[p] for p in points],
-                stage=str(staged.stage),
-                names=hunt.kernel.names,
-                written=hunt.kernel.written,
-                rounds=max(FEWEST, min(ROUNDS, int(FINAL_SECONDS / (len(points) * max(hunt.best, 1e-5))))),
-            )
-            standings = [Standing(point, taken) for point, taken in zip(points, samples, strict=True)]
-            winner, verdict = judge(standings, space, hunt.incumbent)  # type: ignore[arg-type]
-            verdict |= {"record": None, "log": None, "correlation": hunt.proposer.rank_correlation()}
-            verdict["stopped"] = "exhausted" if hunt.exhausted else "time" if time.monotonic() >= self._stop() else "trials"
-            # A default that won needs no record: it stays what is used, and may become better.
-            if winner.decisions != (hunt.incumbent or space.default):
-                record = self._record(staged, hunt, winner, verdict)
-                path = records.log_path(self.log_dir, hunt.kernel.key.host, hunt.kernel.key.op)
-                logs.append(path, record)
-                verdict |= {"record": record.id, "log": str(path)}
-            journal.rank(verdict)
-        else:
-            verdict = {**verdict, "stopped": "known"}
-        result = SearchResult(
-            name=hunt.kernel.name,
-            trials=len(journal.trials),
-            space=space.total,
-            seconds=verdict["seconds"],
-            spread=verdict["spread"],
-            default_seconds=verdict["default_seconds"],
-            before_seconds=verdict["before_seconds"],
-            decisions=list(verdict["decisions"]),
-            stopped=verdict["stopped"],
-            rejected=journal.failures(),
-            correlation=verdict["correlation"],
-            record=verdict["record"],
-            log=Path(verdict["log"]) if verdict["log"] else None,
-            history=journal.history(),
-            reasons=journal.reasons(),
-            traffic=hunt.kernel.traffic,
-            flops=hunt.kernel.flops,
-            bandwidth=self.workshop.bandwidth(),
-        )
-        self.progress.say(result.lines()[0])
-        return result
-
-    def _record(self, staged: Staged, hunt: Hunt, winner: Standing, verdict: dict[str, Any]) -> Record:
-        target, known = staged.operator.target, hunt.known
-        return Record(
-            key=hunt.kernel.key,
-            trace=[[name, value] for name, value in zip(hunt.kernel.space.names, winner.decisions, strict=True)],
-            decisions=list(winner.decisions),
-            seconds=verdict["seconds"],
-            spread=verdict["spread"],
-            default_seconds=verdict["default_seconds"],
-            sizes=dict(staged.operator.sizes),
-            device=device_text(target),
-            versions=versions() | {"cuda": compiler_release()},
-            trials=len(hunt.journal.trials),
-            seed=self.seed,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            supersedes=known.id if known and known.source != "nearest" else None,
-        )
-
-
-def device_text(target: BuildTarget) -> dict[str, Any]:
-    """What a record says of the device."""
-    major, minor = gpu.driver().version
-    return {
-        "name": target.device,
-        "arch": target.description["arch"],
-        "driver": f"{major}.{minor}",
-        **dataclasses.asdict(target.machine),
-    }
-
-
-def compiler_release() -> str:
-    """The release of the CUDA compiler that candidates are built with."""
-    from tilegen.build import compilers
-
-    return compilers.release(compilers.choose("nvrtc"))
+    def _note(self, hunt: Hunt, verdict: dict[str, Any]) -> None:
+        self.found[hunt] = winner.result(hunt, verdict, self.workshop.bandwidth())
+        self.progress.say(self.found[hunt].lines()[0])
 
 
 def _outcome(reply: Reply) -> Outcome:
