@@ -10,6 +10,8 @@ from tests.cuda.emulator.functions import EmulatedInstance
 from tests.cuda.emulator.module import ORDERS
 from tilegen import mechanisms
 from tilegen.mechanisms import Instance
+from tilegen.ops.local_attention import LOOKUP, LookupConfig, reference
+from tilegen.plan.gpu import partial, scatter
 
 
 def squared_rows(unique: bool, name: str) -> Instance:
@@ -51,4 +53,26 @@ def test_gradient_of_a_gather(unique: bool) -> None:
     torch.testing.assert_close(forward["y"], (rows * rows).detach())
     backward = made.run("backward", given | forward | {"grad_y": grad}, orders=tuple(ORDERS))
     torch.testing.assert_close(backward["grad_x"], x.grad)
+    assert "atomic" not in made.source
+
+
+@pytest.mark.parametrize("entries", [7, 300])
+def test_gradient_of_a_table_that_many_rows_look_up(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are divided among warps: places that meet in a round, over rounds and parts, and more places than a block holds."""
+    monkeypatch.setattr(scatter, "PLACES", 128)
+    monkeypatch.setattr(partial, "MOST_OF_ROWS", 4)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(2, entries, generator=generator, requires_grad=True)
+    entry = torch.randint(-1, entries + 1, (301, 3), generator=generator, dtype=torch.int32)
+    entry[40:90] = 5
+    (rows,) = reference.lookup(None, table, entry)
+    grad = torch.randn(rows.shape, generator=generator)
+    rows.backward(grad)
+    made = EmulatedInstance(Instance(LOOKUP, LookupConfig(), {"M": entries, "P": 3}, "float32"), ("forward", "backward"))
+    given = {"table": table.detach(), "entry": entry}
+    forward = made.run("forward", given)
+    assert torch.equal(forward["rows"], rows.detach())
+    backward = made.run("backward", given | {"grad_rows": grad}, orders=tuple(ORDERS))
+    torch.testing.assert_close(backward["grad_table"], table.grad, rtol=1e-5, atol=1e-5)
+    assert "__shfl_xor_sync" in made.source
     assert "atomic" not in made.source

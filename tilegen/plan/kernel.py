@@ -46,7 +46,7 @@ class Kernel:
     latches : stages of a walk whose value at the last step a final stage reads.
     loads : what is read from memory, known once the plan is complete.
     marks : where a walk leaves its states for a later one.
-    partial : [parts, anchors, *space], where a reduction leaves sums of parts before it adds these up.
+    partial : [parts, anchors, *space], where a reduction leaves sums of parts before it adds these up; [parts, *result] of a scatter-add.
     """
 
     pattern: Pattern
