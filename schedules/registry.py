@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tilegen.errors import ScheduleError
-from tilegen.schedules.cuda import convolution, map, reduce, scatter, tile, walk
+from tilegen.schedules.cuda import contraction, convolution, map, reduce, scatter, tile, walk
 from tilegen.schedules.llvm.map import Map
 from tilegen.schedules.llvm.reduce import Reduce
 from tilegen.schedules.llvm.scatter import Scatter
@@ -33,7 +33,9 @@ PLAIN = Plain()
 RULES: dict[str, list[Rule]] = {"llvm": [Tile(), Walk(), Scatter(), Map(), Reduce()]}
 
 
-DEVICE_RULES: dict[str, list[Any]] = {"cuda": [*convolution.RULES, *tile.RULES, *walk.RULES, *scatter.RULES, *reduce.RULES, *map.RULES]}
+DEVICE_RULES: dict[str, list[Any]] = {
+    "cuda": [*convolution.RULES, *contraction.RULES, *tile.RULES, *walk.RULES, *scatter.RULES, *reduce.RULES, *map.RULES]
+}
 
 
 def device_rule_for(kernel: Any, kind: str) -> DeviceRule:

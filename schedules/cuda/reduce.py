@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tilegen.expression.walkers import const_int
@@ -9,9 +10,11 @@ from tilegen.plan import stages
 from tilegen.schedules.rule import Decide, Gpu, dtype_bytes
 
 WIDTHS = (1, 2, 4, 8)
-LANES = (1, 2, 4, 8, 16, 32)
+LANES = (1, 2, 4, 8, 16, 32, 64, 128)
 GROUPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 THREADS = 512
+MANY, RESULTS = 4, 1 << 14
+"""Results of a thread, and how many there must be, where every sum is a thread's."""
 STRIPS = (1, 2, 4, 8)
 SECTOR = 32
 """Bytes that memory moves at the least."""
@@ -33,6 +36,14 @@ class Reduce:
         over = [const_int(axis.dom.extent) for axis in stages.reduce_axes(kernel.anchors[0])]
         many = any(const_int(n) is None for n in kernel.space)
         short = all(n is not None for n in over)
+        results = math.prod(const_int(n) or 1 for n in kernel.space)
+        if short and not many and extent is not None and extent % MANY == 0 and results >= RESULTS and len(kernel.anchors) == 1:
+            # So many results that each has a thread, which reads whole vectors.
+            lanes = min(LANES[-1], 1 << (extent // MANY - 1).bit_length())
+            return {
+                "width": decide("width", WIDTHS, MANY), "lanes": decide("lanes", LANES, lanes), "groups": decide("groups", GROUPS, 1),
+                "strip": decide("strip", (1,), 1),
+            }  # fmt: skip
         most = 2 if len(kernel.anchors) <= 4 else 1
         wide = decide("width", WIDTHS, 1 if extent is None else max(w for w in WIDTHS if w <= most and extent % w == 0))
         usual = 1 if extent is None else min(16, 1 << (max(extent // wide, 1) - 1).bit_length())

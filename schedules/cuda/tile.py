@@ -7,9 +7,7 @@ from typing import Any
 
 from tvm import tirx
 
-from tilegen.expression.scan import scan_inputs
 from tilegen.expression.walkers import const_int
-from tilegen.plan import stages
 from tilegen.schedules.rule import Decide, Gpu
 
 WARPS = (1, 2, 4, 8)
@@ -59,19 +57,16 @@ class Tile:
         enough = [n for n in fair if blocks * n >= gpu.processors] or [max(fair)]
         made["parts"] = decide("parts", parts, min(enough) if few else min(parts))
         crowded = walks and kernel.state_elements(apart) // made["parts"] > LARGE
-        made["warps"] = decide("warps", WARPS, 8 if walks and (crowded or steps_alone(kernel) or not kernel.multiplies(gpu)) else 4)
+        made["warps"] = decide(
+            "warps", WARPS, 8 if walks and (crowded or kernel.only_products() or not kernel.multiplies(gpu)) else 4
+        )
         if walks:
-            made["prefetch"] = decide("prefetch", PREFETCH, 1 if kernel.state_elements(apart) // made["parts"] < LARGE // 2 else 2)
+            made["prefetch"] = decide(
+                "prefetch", PREFETCH, 1 if kernel.state_elements(apart) // made["parts"] < LARGE // 2 else 2
+            )
         if alone:
             made["apart"] = int(apart)
         return made
-
-
-def steps_alone(kernel: Any) -> bool:
-    """Whether each step of a walk does nothing but add products of tiles of memory to states."""
-    return {scan_inputs(scan.op)["x"] for scan in kernel.anchors} == set(kernel.locals) and not any(
-        stages.is_anchor(source) for tensor in kernel.locals for source, _ in stages.reads(tensor)
-    )
 
 
 RULES = [Tile()]

@@ -13,7 +13,7 @@ from tilegen.cli.instance import instance
 
 TIMED = runpy.run_path(str(Path(__file__).parents[2] / ".ci" / "gpu"))["SHAPES"]
 GENERIC = {"cuda.walk_plain"}
-SPECIAL = {"cuda.convolution", "cuda.retrace", "cuda.tile", "cuda.walk", "cuda.walk_strip"}
+SPECIAL = {"cuda.contraction", "cuda.convolution", "cuda.retrace", "cuda.tile", "cuda.walk", "cuda.walk_strip"}
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])

@@ -52,22 +52,31 @@ def test_rows_in_use_and_their_gradients(dtype: str, count: int) -> None:
     assert not [found for found in verdicts if not found.passed]
 
 
+def until_closed(text: str) -> tuple[str, str]:
+    """`text`, which begins before a block, up to the end of the block, and from there."""
+    depth = 0
+    for brace in re.finditer(r'"(?:[^"]*)"|[{}]', text):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0 and brace[0] == "}":
+            return text[: brace.end()], text[brace.end() :]
+    raise AssertionError("the block does not end")
+
+
 @pytest.mark.parametrize(("function", "tiles"), [("forward", 1), ("backward", 2)])
 def test_a_step_without_rows_does_nothing(function: str, tiles: int) -> None:
-    """What a step loads, waits for and multiplies is all under one condition on the count."""
+    """The count says how many steps there are: what they load, wait for and multiply is in their loop, or asks whether there are any."""
     kernels = [
         text for text in cuda.source(instance("bfloat16"), "sm_90", (function,)).split("__global__")[1:] if "mma.sync" in text
     ]
     assert len(kernels) == tiles
     for text in kernels:
-        step = text[text.index("int step = ") :]
-        before, condition, inside = re.split(r"(\n    if \(.*< count_ptr\[0\]\) \{)", step, maxsplit=1)
-        inside, after = inside.split("\n    }\n", 1)
-        assert condition.count("count_ptr") == 1
-        assert "mma.sync" in inside
-        assert "__syncthreads" in inside
-        outside = before + after.split("\n}\n")[0]
-        assert not any(word in outside for word in ("uint4", "cp.async", "mma.sync", "__syncthreads"))
+        (steps,) = re.findall(r"\n  (count_\w+\[0\]) = .*\bcount_ptr\[0\]", text)
+        before, _, rest = re.split(rf"(\n  for \(int (?:\w+) = 0; \w+ < {re.escape(steps)}; )", text)
+        inside, after = until_closed(rest)
+        assert all(word in inside for word in ("mma.sync", "__syncthreads", "tilegen_copy("))
+        asked = re.sub(rf"\n  if \(\d+ < {re.escape(steps)}\) {{\n.*?\n  }}(?=\n)", "", before, flags=re.DOTALL)
+        assert asked != before
+        assert not any(word in asked + after.split("\n}\n")[0] for word in ("tilegen_copy(", "mma.sync", "__syncthreads"))
 
 
 @pytest.mark.parametrize(("width", "out"), [(512, 2176), (4096, 1024)])

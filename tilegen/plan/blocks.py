@@ -9,12 +9,18 @@ A matrix product of two operands in memory with a symbolic extent is said again 
 
 So a task owns a block of y and walks K with S in registers: what any tile kernel that carries a state does.
 
+Where K is symbolic and the rest is not, as in the gradient of a weight, few tasks would walk far.  Then several tasks own each block of y and
+take steps in turn, ``K = parts n + p`` for task p, however many steps there are; what they have is added up afterwards, in their order:
+
+    P[A, B, p, n, i, j] = sum_k L[A n + i, (parts n + p) m + k] R[..]        y = sum of the last S over p
+
 A sum of columns over a symbolic axis is said in two steps, ``y[b] = sum_K sum_k R[b, K m + k]``: both are short, which in float32
 is nearly as good as adding in pairs, and the first has a task for every K.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,12 +47,19 @@ from tilegen.expression.walkers import (
     variables,
 )
 from tilegen.plan import stages
+from tilegen.plan.frames import EVERYWHERE
 
 SIDE = 128
 """Rows and columns of a block at most: with 64 float32 sums a thread, 256 threads read 64 operations' operands for every element."""
 
 STEP = 64
 """Elements of the contracted axis in one step of the walk at most."""
+
+TASKS = 512
+"""Tasks that keep a GPU busy."""
+
+MOST = 16
+"""Parts of a sum at most."""
 
 LEAST = 16
 """Rows and columns below which a contraction is a reduction like any other."""
@@ -142,6 +155,9 @@ def in_blocks(y: te.Tensor, product: Product) -> te.Tensor:
     # Axes of tiles are those up to the last symbolic one, so that one comes last.
     order = sorted(axes, key=lambda name: const_int(axes[name][1]) is None)
     counts = {name: ceildiv(axes[name][1], sizes[name]) for name in order}
+    parts = _parts(counts)
+    if parts > 1:
+        order, counts = ["a", "b", "part", "r"], counts | {"part": parts, "r": ceildiv(axes["r"][1], sizes["r"] * parts)}
     outer, dtype, name = [counts[key] for key in order], str(y.dtype), y.op.name
     place = {key: order.index(key) for key in order}
 
@@ -151,7 +167,10 @@ def in_blocks(y: te.Tensor, product: Product) -> te.Tensor:
         inner = (own, "r") if last is axes["r"][0] else ("r", own)
 
         def body(*at: Any) -> Any:
-            here = {key: at[place[key]] * sizes[key] + at[len(outer) + k] for k, key in enumerate(inner)}
+            block = {key: at[place[key]] for key in inner}
+            if parts > 1:
+                block["r"] = block["r"] * parts + at[place["part"]]
+            here = {key: block[key] * sizes[key] + at[len(outer) + k] for k, key in enumerate(inner)}
             mapping = {axes[key][0]: index for key, index in here.items()}
             ana = analyzer(zip(at, [*outer, *[sizes[key] for key in inner]], strict=True))
             inside = [index < axes[key][1] for key, index in here.items()]
@@ -165,19 +184,31 @@ def in_blocks(y: te.Tensor, product: Product) -> te.Tensor:
     right, rights = tile(product.right, "b", "right")
     k = reduce_axis(sizes["r"], "k")
 
-    def part(*at: Any) -> Any:
+    def product_part(*at: Any) -> Any:
         *lead, i, j = at
         index = {"a": i, "b": j, "r": k.var}
         return reduce_sum(left(*lead, *[index[n] for n in lefts]) * right(*lead, *[index[n] for n in rights]), k)
 
-    parts = compute([*outer, sizes["a"], sizes["b"]], part, f"{name}_part")
-    sums = scan(parts, axis=place["r"], name=f"{name}_sum")
+    products = compute([*outer, sizes["a"], sizes["b"]], product_part, f"{name}_part")
+    sums = scan(products, axis=place["r"], name=f"{name}_sum")
 
-    def element(i: Any, j: Any) -> Any:
-        at = {"a": tirx.floordiv(i, sizes["a"]), "b": tirx.floordiv(j, sizes["b"]), "r": counts["r"] - 1}
+    def element(i: Any, j: Any, part: Any = None) -> Any:
+        at = {"a": tirx.floordiv(i, sizes["a"]), "b": tirx.floordiv(j, sizes["b"]), "part": part, "r": counts["r"] - 1}
         return sums(*[at[key] for key in order], tirx.floormod(i, sizes["a"]), tirx.floormod(j, sizes["b"]))
 
-    return compute(list(y.shape), element, name)
+    if parts == 1:
+        return compute(list(y.shape), element, name)
+    shared = compute([parts, *y.shape], lambda p, i, j: element(i, j, p), f"{name}_parts")
+    p = reduce_axis(parts, "part")
+    return compute(list(y.shape), lambda i, j: reduce_sum(shared(p.var, i, j), p), name, {EVERYWHERE: "1"})
+
+
+def _parts(counts: dict[str, Any]) -> int:
+    """How many tasks share the sum of a block; more than one where the number of blocks is known, but not that of steps."""
+    blocks = [const_int(counts[key]) for key in ("a", "b")]
+    if None in blocks or const_int(counts["r"]) is not None:
+        return 1
+    return max(1, min(MOST, TASKS // math.prod(n for n in blocks if n is not None)))
 
 
 def _block(extent: Any, most: int) -> int:

@@ -15,6 +15,7 @@ from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import (
     call_name,
     conjunction,
+    const_int,
     factors,
     has_load,
     is_const,
@@ -48,6 +49,32 @@ def busy(kernel: TileKernel, at: list[Any]) -> Any:
             return None
         found.append(needed)
     return tirx.any(*found) if found else None
+
+
+def steps_with_work(kernel: TileKernel, at: list[Any]) -> Any:
+    """How many steps of the walk through outer point `at` may change its one state, as reads of memory; None where all may.
+
+    Steps that may are the first ones: what an operand needs to be more than zeros is a bound, and steps go away from it.
+    """
+    if len(kernel.anchors) != 1 or kernel.reverse or kernel.walked is None:
+        return None
+    step = tirx.Var("step", "int32")
+    here = [step if k == kernel.walked else i for k, i in enumerate(at)]
+    needed = busy(kernel, here)
+    ana = analyzer([(step, kernel.extent)])
+    count = kernel.extent
+    for condition in [] if needed is None else conjuncts(needed):
+        if not isinstance(condition, prim.LT) or any(v.same_as(step) for v in variables(condition.b)):
+            return None
+        first = substitute(condition.a, {step: tirx.const(0, "int32")})
+        stride = const_int(ana.simplify(substitute(condition.a, {step: step + 1}) - condition.a))
+        if stride is None or stride < 0:
+            return None
+        if stride == 0:
+            count = tirx.Select(condition, count, tirx.const(0, "int32"))
+        else:
+            count = tirx.min(count, tirx.truncdiv(tirx.max(condition.b - first, 0) + (stride - 1), stride))
+    return None if needed is None else count
 
 
 def _needed(operand: te.Tensor, at: list[Any]) -> list[Any]:

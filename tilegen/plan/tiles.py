@@ -11,7 +11,7 @@ from typing import Any
 from tvm import te
 
 from tilegen.expression.ragged import placement
-from tilegen.expression.scan import scan_spec
+from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import topological
 from tilegen.plan import stages
 from tilegen.plan.access import anchors_below, tables_below
@@ -73,6 +73,11 @@ class TileKernel(Kernel):
             return []
         tables = {frame.ragged[k].count: count for frame in self.frames.values() for k, count in frame.counts(at).items()}
         return list(tables.values())
+
+    def only_products(self) -> bool:
+        """Whether each step of a walk does nothing but add products of tiles of memory to states."""
+        local = not any(stages.is_anchor(source) for tensor in self.locals for source, _ in stages.reads(tensor))
+        return self.walked is not None and local and {scan_inputs(scan.op)["x"] for scan in self.anchors} == set(self.locals)
 
     def multiplies(self, gpu: Gpu) -> bool:
         """Whether a step is products on tensor cores and what follows from them element by element, all of it in registers."""

@@ -77,7 +77,9 @@ class Block:
         self.past_registers = self.prefetch and int(decisions["prefetch"]) > 1 and gpu.capability >= TENSOR_CORES
         self.threads = self.warps * WARP
         self.narrow = narrow_dtype(list(buffers)) if gpu.capability >= TENSOR_CORES else None
-        self.program = Program(kernel, set(self.memory), self.warps, self.narrow, int(decisions.get("parts", 1)))
+        self.stages, self.resident = int(decisions.get("stages", 2)), int(decisions.get("resident", 1))
+        parts, across = int(decisions.get("parts", 1)), int(decisions.get("across", 1))
+        self.program = Program(kernel, set(self.memory), self.warps, self.narrow, parts, across)
         self.rank = len(kernel.space)
         self.parallel = [k for k in range(self.rank) if k != kernel.walked]
         self.analyzer = sym.Analyzer()
@@ -102,12 +104,13 @@ class Block:
                 f"kernel '{self.kernel.name}' needs {self.nbytes} bytes of shared memory, a block has {self.gpu.shared_bytes}; "
                 "choose a smaller chunk or narrower heads"
             )
-        self.arena = Arena(self.nbytes, 2 if self._take_turns() else 1)
+        self.arena = Arena(self.nbytes, self._turns())
 
-    def _take_turns(self) -> bool:
-        """Whether the steps of a walk use two copies of shared memory in turn."""
+    def _turns(self) -> int:
+        """How many copies of shared memory the steps of a walk use in turn."""
         lasting = any(n.way != "fragment" for n in self._states()) or any(kind == "earlier" for _, kind in self.homes)
-        return self.prefetch and not lasting and 2 * self.nbytes <= self.gpu.shared_bytes
+        room = self.gpu.shared_bytes // max(1, self.nbytes)
+        return min(self.stages, room) if self.prefetch and not lasting and room > 1 else 1
 
     # ---------------------------------------------------------------- small things
 

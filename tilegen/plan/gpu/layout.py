@@ -136,11 +136,14 @@ class Layout:
         )  # fmt: skip
 
 
-def layout(rows: int, columns: int, warps: int, tensor: bool) -> Layout:
-    """The layout of a tile over `warps` warps: as many as fit along the rows, so that a row stays within a warp."""
+def layout(rows: int, columns: int, warps: int, tensor: bool, across: int = 1) -> Layout:
+    """The layout of a tile over `warps` warps: at least `across` along the columns, and as many as fit along the rows.
+
+    With one along the columns a row stays within a warp; squarer parts of a tile read less of its operands.
+    """
     if not tensor:
         return Layout(rows, columns, warps, 1, False)
-    down = warps
+    down = warps // across
     while down > 1 and (padded(rows) // PAD) % down:
         down //= 2
     return Layout(rows, columns, down, warps // down, True)

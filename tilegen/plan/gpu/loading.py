@@ -114,7 +114,7 @@ class Loading(Block):
             self.asynchronous: dict[te.Tensor, bool] = {}
         if node.tensor not in self.asynchronous:
             homes = self._writes(node)
-            alone = self.past_registers and self.arena.halves == 2 and len(homes) == 1
+            alone = self.past_registers and self.arena.copies > 1 and len(homes) == 1
             whole = tuple(node.extents) == tuple(node.tile)
             self.asynchronous[node.tensor] = (
                 alone and whole and all(self._is_plain(node, p, homes[0]) for p in self._pieces(node))

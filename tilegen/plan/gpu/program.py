@@ -32,6 +32,8 @@ from tilegen.plan.gpu.layout import PAD, layout
 from tilegen.plan.tiles import TileKernel
 
 NARROW = {"float16", "bfloat16"}
+CHAIN = 16
+"""Steps of a matrix product whose terms threads add to one sum, one after the other."""
 
 
 @dataclass(eq=False)
@@ -49,9 +51,11 @@ class Held:
 class Program(Holding):
     """The nests of one step of a tile kernel, in order, and where each held stage lives."""
 
-    def __init__(self, kernel: TileKernel, memory: set[te.Tensor], warps: int, narrow: str | None, parts: int = 1):
+    def __init__(
+        self, kernel: TileKernel, memory: set[te.Tensor], warps: int, narrow: str | None, parts: int = 1, across: int = 1
+    ):
         super().__init__(kernel, memory)
-        self.warps, self.narrow, self.parts = warps, narrow, parts
+        self.warps, self.narrow, self.parts, self.across = warps, narrow, parts, across
         self._order()
         self.cuts = self._cuts()
         if parts > 1:
@@ -75,7 +79,9 @@ class Program(Holding):
         if self.branch is not None:
             # What is needed on one side only waits until the choice is known.
             choice = order[self.branch.flag]
-            order = {t: (k if t not in self.nodes or len(self.nodes[t].sides) == 2 else max(k, choice), k) for t, k in order.items()}
+            order = {
+                t: (k if t not in self.nodes or len(self.nodes[t].sides) == 2 else max(k, choice), k) for t, k in order.items()
+            }
         late = {t for t in self.kernel.anchors if scan_spec(t.op).exclusive}
         first = sorted((n for n in self.nodes.values() if n.role == "load"), key=lambda n: order[n.tensor])
         middle = sorted(
@@ -163,7 +169,7 @@ class Program(Holding):
     def _way(self, node: Node) -> None:
         if node.tensor in self.operands and node.role == "reduce":
             node.way, node.operands = "contract", self.operands[node.tensor]
-            node.layout = layout(node.extents[0], node.extents[1], self.warps, self.narrow is not None)
+            node.layout = layout(node.extents[0], node.extents[1], self.warps, self.narrow is not None, self.across)
             return
         if node.role in ("load", "scan"):
             return
@@ -196,16 +202,23 @@ class Program(Holding):
         for node in [n for n in self.steps if n.role == "state" and n.way == "fragment"]:
             spec, x = scan_spec(node.tensor.op), scan_inputs(node.tensor.op)["x"]
             product = self.nodes.get(x)
-            if spec.kind != "sum" or product is None or product.way != "contract" or readers[x] != [node]:
+            if spec.kind != "sum" or product is None or product.way != "contract" or readers[x] != [node] or self._is_long(node):
                 continue
             node.operands, product.role = product.operands, "fused"
             self.steps.remove(product)
             # Others read the copy in shared memory, so that the state may move on at any time.
-            if {r.source for r in node.reads} <= {product.tensor} and all(n is node or n.way == "contract" for n in readers.get(node.tensor, [])):
+            if {r.source for r in node.reads} <= {product.tensor} and all(
+                n is node or n.way == "contract" for n in readers.get(node.tensor, [])
+            ):
                 free.append(node)
         self._hasten(free)
         for k, node in enumerate(self.steps):
             node.position = k
+
+    def _is_long(self, node: Node) -> bool:
+        """Whether a matrix product is added up over so many steps that float32 wants a sum for each, which is then added."""
+        steps = const_int(self.kernel.extent)
+        return self.narrow is None and self.kernel.only_products() and (steps is None or steps > CHAIN)
 
     def _hasten(self, free: list[Node]) -> None:
         """Products of what is loaded come first, those of states in `free` too: tensor cores work on them while threads mask scores.
@@ -231,7 +244,12 @@ class Program(Holding):
         done: set[Node] = set()
         for first in [n for n in self.steps if n.way == "contract" and n.operands is not None]:
             tile = self._tile_of(first)
-            turned = [self._as_left(node, reader) for node in tile for reader in self.steps if reader not in tile and self._takes(reader, node)]
+            turned = [
+                self._as_left(node, reader)
+                for node in tile
+                for reader in self.steps
+                if reader not in tile and self._takes(reader, node)
+            ]
             if first in done or not turned or not all(turned) or not tile.isdisjoint(self.precise):
                 continue
             rows, columns = first.extents
@@ -248,7 +266,9 @@ class Program(Holding):
         while stack:
             node = stack.pop()
             for other in self.steps:
-                joined = (other.way == "fragment" and self._takes(other, node)) or (node.way == "fragment" and self._takes(node, other))
+                joined = (other.way == "fragment" and self._takes(other, node)) or (
+                    node.way == "fragment" and self._takes(node, other)
+                )
                 if joined and other.way in ("fragment", "contract") and other not in found and self._at_its_place(node, other):
                     found.add(other)
                     stack.append(other)
@@ -256,7 +276,9 @@ class Program(Holding):
 
     def _at_its_place(self, one: Node, other: Node) -> bool:
         """Whether a tile reads another element by element."""
-        reads = [(a, r) for a, b in ((one, other), (other, one)) for r in a.reads if self.nodes[r.source] is b and a.way == "fragment"]
+        reads = [
+            (a, r) for a, b in ((one, other), (other, one)) for r in a.reads if self.nodes[r.source] is b and a.way == "fragment"
+        ]
         return bool(reads) and all(_is(r.at, tuple(a.own)) for a, r in reads)
 
     def _takes(self, reader: Node, node: Node) -> bool:

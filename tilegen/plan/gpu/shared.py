@@ -25,7 +25,7 @@ class Shared:
     Parameters
     ----------
     shape : with padding; the rows of a matrix are `stride` elements apart, which spreads them over the banks.
-    shift : elements by which this step's copy lies behind the first, where steps take turns (see `Arena.halves`).
+    shift : elements by which this step's copy lies behind the first, where steps take turns (see `Arena.copies`).
     """
 
     name: str
@@ -93,12 +93,12 @@ class Arena:
     Parameters
     ----------
     nbytes : of all buffers of a step.
-    halves : 2 where steps of a walk take turns in two copies, so that none waits for the reads of the one before, else 1.
+    copies : 2 or more where steps of a walk take turns in as many, so that none waits for the reads of the one before, else 1.
     met : barriers so far.
     """
 
     nbytes: int
-    halves: int = 1
+    copies: int = 1
     met: int = 0
     base: Any = None
     written: list[Shared] = field(default_factory=list)
@@ -111,12 +111,12 @@ class Arena:
         if not buffers:
             return
         self.buffers = list(buffers)
-        self.base = T.alloc_buffer([self.nbytes * self.halves], "uint8", scope="shared.dyn")
+        self.base = T.alloc_buffer([self.nbytes * self.copies], "uint8", scope="shared.dyn")
         IRBuilder.name("shared", self.base)
         for shared in buffers:
             width = dtype_bytes(shared.dtype)
             shared.buffer = T.decl_buffer(
-                [(shared.nbytes + self.nbytes * (self.halves - 1)) // width],
+                [(shared.nbytes + self.nbytes * (self.copies - 1)) // width],
                 shared.dtype,
                 data=self.base.data,
                 elem_offset=shared.offset // width,
@@ -139,16 +139,16 @@ class Arena:
             shared.shift = shift
 
     def _shift(self, step: Any) -> None:
-        if self.halves > 1 and self.buffers:
-            turn = T.Bind(tirx.truncmod(step, 2))
+        if self.copies > 1 and self.buffers:
+            turn = T.Bind(tirx.truncmod(step, self.copies))
             IRBuilder.name("turn", turn)
             for shared in self.buffers:
                 shared.shift = turn * (self.nbytes // dtype_bytes(shared.dtype))
 
     def close(self) -> None:
         """The end of a step: its accesses are over before those of the next to the same copy."""
-        # With two copies the next step uses the other one, and its barrier is between this step and the one after.
-        if self.halves == 1 or not self.met:
+        # With several copies the next step uses another one, and its barrier is between this step and the one after.
+        if self.copies == 1 or not self.met:
             self.settle()
 
     def use(self, reads: Sequence[Shared], writes: Sequence[Shared]) -> None:

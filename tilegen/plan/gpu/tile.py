@@ -26,7 +26,7 @@ from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import conjunction, const_int, substitute, variables
 from tilegen.plan.evaluate import MathRule, identity
-from tilegen.plan.gpu import copying
+from tilegen.plan.gpu import copying, pipeline, writing
 from tilegen.plan.gpu.func import Buffers, Decisions, launch
 from tilegen.plan.gpu.nests import Nests
 from tilegen.plan.gpu.program import Node
@@ -42,7 +42,8 @@ def lower_tile(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu,
     """Emit a tile kernel.
 
     Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` in a walk (1: to registers;
-    2: to shared memory where a tile is copied as it is), `apart` (0 or 1) for a launch for every result.
+    2: to shared memory where a tile is copied as it is), `apart` (0 or 1) for a launch for every result, `across` (warps along the
+    columns of a product), `stages` (steps of which shared memory holds tiles), `resident` (blocks that share a multiprocessor).
     """
     assert isinstance(kernel, TileKernel)
     for one in kernel.apart() if decisions.get("apart") else [kernel]:
@@ -56,6 +57,9 @@ class TileEmitter(Nests):
         """The whole kernel."""
         kernel = self.kernel
         axes = [k for k in self.parallel if const_int(kernel.space[k]) != 1]
+        if kernel.only_products():
+            # Neighbouring blocks share the rows of the operand that is not known to be small.
+            axes.sort(key=lambda k: const_int(kernel.space[k]) is not None)
         blocks: Any = None
         for k in axes:
             blocks = kernel.space[k] if blocks is None else blocks * kernel.space[k]
@@ -85,7 +89,7 @@ class TileEmitter(Nests):
                 return
             for node in self._states():
                 self._start(node)
-            self._walk(kernel.walked)
+            (pipeline.walk if pipeline.fits(self) else TileEmitter._walk)(self, kernel.walked)
 
     def _occupied(self) -> Any:
         """Whether this tile has elements; None where every tile has work to do.  Without any a block is done before it loads."""
@@ -123,10 +127,10 @@ class TileEmitter(Nests):
 
     @contextmanager
     def _resident(self) -> Iterator[None]:
-        """A walk may have a multiprocessor alone, and all its registers."""
+        """A walk may have a multiprocessor alone, and all its registers, unless it is said how many blocks share one."""
         with ExitStack() as stack:
             if self.kernel.walked is not None:
-                stack.enter_context(T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 1))
+                stack.enter_context(T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", self.resident))
             yield
 
     def _busy(self) -> Any:
@@ -293,7 +297,7 @@ class TileEmitter(Nests):
         self.fixed = dict(frame.fixed)
         self.ends = self._ends(node)
         if node.way == "fragment":
-            self._write_tile(node)
+            (writing.write if writing.fits(self, node) else TileEmitter._write_tile)(self, node)
         elif node.way == "rows":
             layout = node.layout
             assert layout is not None
@@ -347,7 +351,9 @@ class TileEmitter(Nests):
         a, b, c, d = layout.dims
         width = const_int(target.shape[-1])
         split = self.kernel.frames[node.tensor].axes[-1]
-        pair = d == 2 and width is not None and width % 2 == 0 and (split is None or (split[1] % 2 == 0 and width % split[1] == 0))
+        pair = (
+            d == 2 and width is not None and width % 2 == 0 and (split is None or (split[1] % 2 == 0 and width % split[1] == 0))
+        )
         with ExitStack() as stack:
             m, r = (zero if count == 1 else stack.enter_context(T.unroll(0, count)) for count in (a, c))
             row = self._let("row", layout.place(self.thread, (m, zero, r, zero))[0], layout.rows)

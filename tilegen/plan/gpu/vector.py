@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from tilegen.autodiff.ranges import conjuncts
 from tilegen.expression.walkers import call_name, children, conjunction, const_int, find, prim, rewrite, substitute, variables
 from tilegen.schedules.rule import dtype_bytes
 
@@ -39,7 +40,8 @@ def vector_reads(expr: Any, lane: Any, run: int, analyzer: Any, is_global: Any) 
                 found.append(VectorRead(e, list(guards), width))
         if call_name(e) == "if_then_else":
             # The tile of an element is that of its whole run, once it is simplified.
-            guard = analyzer.simplify(e.args[0]) if _has(e.args[0], lane) and not find(e.args[0], is_load) else e.args[0]
+            simple = lambda c: analyzer.simplify(c) if _has(c, lane) and not find(c, is_load) else c  # noqa: E731
+            guard = conjunction([simple(c) for c in conjuncts(e.args[0])]) if _has(e.args[0], lane) else e.args[0]
             visit(e.args[0], guards)
             visit(e.args[1], [*guards, guard])
             visit(e.args[2], [*guards, tirx.Not(guard)])
