@@ -41,7 +41,7 @@ def operator() -> Operator:
 def hunt(
     folder: Path, *, trials: int = 40, minutes: float = 1.0, resume: bool = True, patience: int = 10**6
 ) -> tuple[list[SearchResult], Fleet]:
-    """Search the three kernels of an operator; trials, records and measurements go to `folder`."""
+    """Search the kernels of an operator; trials, records and measurements go to `folder`."""
     os.environ["MEASURED"] = str(folder)
     begun = time.monotonic()
     with Workshop(resolve("sm_90").tvm, backend=SYNTHETIC, jobs=2) as workshop:
@@ -72,7 +72,7 @@ def measured(folder: Path) -> Counter[str]:
 def test_every_kernel_is_searched_and_the_best_recorded(tmp_path: Path) -> None:
     results, fleet = hunt(tmp_path, trials=60)
     assert not fleet.skipped
-    assert len(results) == len(fleet.staged[0].hunts) >= 3
+    assert len(results) == len(fleet.staged[0].hunts) >= 2
     for result in results:
         assert result.trials == 60
         assert result.decisions == BEST

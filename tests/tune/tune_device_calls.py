@@ -33,15 +33,14 @@ def build(decisions: list[int], folder: str, function: str, position: int, **_: 
     return {"kind": "ok", "library": str(library), "names": NAMES, "decisions": made, "categories": CATEGORIES, "compiled": []}
 
 
-def prepare(folders: list[str], sizes: dict[str, Any], **_: Any) -> list[None]:
-    for folder in folders:
-        for name in sizes:
-            (Path(folder) / name).mkdir()
-    return [None for _ in folders]
+def prepare(folder: str, sizes: dict[str, Any], **_: Any) -> None:
+    for name in sizes:
+        (Path(folder) / name).mkdir(parents=True)
 
 
-def check(library: str, checked: list[str]) -> dict[str, Any]:
-    assert checked and all(Path(folder).is_dir() for folder in checked)
+def check(library: str, number: int, checked: list[str]) -> dict[str, Any]:
+    described = [json.loads(Path(path).read_text()) for path in checked]
+    assert described and all(Path(each["case"]).is_dir() and number < len(each["kernels"]) for each in described)
     if Path(library).stem.partition("-")[2] == os.environ.get("REFUSED"):
         return {"kind": "wrong", "message": "y: largest error 3 at [0, 0, 1]"}
     return {"kind": "ok"}
@@ -57,7 +56,7 @@ def measure(library: str, stage: str, names: dict[str, str], written: list[str],
     stage_of = json.loads(Path(stage).read_text())
     assert set(names.values()) <= set(stage_of["tensors"])
     assert set(written) <= set(names)
-    if checked and (found := check(library, checked))["kind"] != "ok":
+    if checked and (found := check(library, _["number"], checked))["kind"] != "ok":
         return found
     decisions = [int(n) for n in Path(library).stem.split("-")[1:]]
     with open(Path(os.environ["MEASURED"]) / "list", "a") as file:

@@ -126,6 +126,10 @@ class Exact:
         args = self.planned.functions[function].args
         return {a.name: exact[self.meaning(a.name)] for a in args if self.meaning(a.name) in exact}
 
+    def run(self, function: str, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        """What a whole function writes, by `meaning`, given values by `meaning` (others are not looked at)."""
+        return self._run(function, None, inputs, sizes)
+
     def meaning(self, name: str) -> str:
         """What an argument is called in the twin and here alike; its own name where there is no twin."""
         return meaning(name) if self.float64 else name

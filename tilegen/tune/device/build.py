@@ -22,6 +22,7 @@ _tvm.ensure()
 from tvm.target import Target  # noqa: E402
 
 from tilegen.build import compilers, cuda, nvcc, nvrtc  # noqa: E402
+from tilegen.build.library import functions_of  # noqa: E402
 from tilegen.build.target import BuildTarget  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan.gpu.func import device_func  # noqa: E402
@@ -50,13 +51,25 @@ class Owner:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        """The plan, made once in a process."""
+        """The plan as a CPU runs it too, made once in a process."""
         return _planned(self.instance, self.backward)
+
+    def functions(self, gpu: Gpu) -> dict[str, FunctionPlan]:
+        """The functions as they are built for a GPU, made once in a process."""
+        return _functions(self.instance, self.backward, gpu)
 
 
 @functools.lru_cache(maxsize=8)
 def _planned(instance: str, backward: bool) -> Plan:
     return plan(Instance.from_key(instance), backward=backward)
+
+
+@functools.lru_cache(maxsize=64)
+def _functions(instance: str, backward: bool, gpu: Gpu) -> dict[str, FunctionPlan]:
+    if not backward:  # a step's own
+        return _planned(instance, False).functions
+    found = functions_of(Instance.from_key(instance), ("forward", "backward"), gpu)
+    return {name: function for name, (_, function) in found.items()}
 
 
 def target_text(target: BuildTarget) -> dict[str, Any]:
@@ -106,9 +119,9 @@ def build(
     device: nothing was compiled.
     """
     chosen = _target(json.dumps(target))
-    owner, asked = Owner(instance, backward).plan, Asked(decisions)
+    part, asked = Owner(instance, backward).functions(chosen.machine)[function], Asked(decisions)
     try:
-        func = written(owner.functions[function], position, owner.instance.dtype, asked, chosen)
+        func = written(part, position, Instance.from_key(instance).dtype, asked, chosen)
     except Exception as error:  # a lowering may raise anything for decisions that it cannot follow
         return {"kind": "schedule", "message": f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[-1]}"}
     text, table = cuda.kernels({SYMBOL: func.with_attr("global_symbol", SYMBOL)}, chosen)

@@ -1,9 +1,10 @@
-"""What runs in building processes too: inputs, float64 references and limits of one kernel, at sizes that a CPU computes in a second."""
+"""What runs in building processes too: inputs, float64 references and limits of an operator, at sizes that a CPU computes in a second.
+
+A kernel is judged by what the operator gives with it in its place: what kernels pass on to each other has no definition of its own.
+"""
 
 from __future__ import annotations
 
-import functools
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,77 +13,56 @@ import numpy as np
 from tilegen.tune.builder import arguments
 
 # isort: split
-from tilegen.tune.case import Case
+from tilegen.tune.case import Argument, Case, normal_inputs
 from tilegen.tune.device.build import Owner
-from tilegen.tune.gate import Array, dtype_of, limit_around, limit_for
+from tilegen.tune.gate import Array, limit_around, limit_for
 from tilegen.tune.planned import Exact, module_of
 
-PASSED_ON = ("saved", "workspace")
-"""Roles of what one kernel writes for another."""
+GIVEN = ("input", "grad_output")
+"""Roles of what an operator is given."""
+
+MADE = ("output", "grad_input")
+"""Roles of what it gives."""
 
 
-@functools.lru_cache(maxsize=4)
-def _exact(owner: Owner, twin: bool) -> Exact:
-    return Exact(owner.plan, twin)
-
-
-def prepare(
-    instance: str, backward: bool, function: str, position: int, sizes: dict[str, dict[str, int]], seed: int, folder: str
-) -> None:
+def prepare(instance: str, backward: bool, sizes: dict[str, dict[str, int]], seed: int, folder: str) -> None:
     """Write a case for each of `sizes` into ``folder/<name>``.
 
-    Inputs are what the whole function has in these arguments in float64.  The limits come from the unscheduled kernel.
+    Limits come from the plan itself unscheduled: its error, in the operator's dtype, against the same in float64.
     """
     owner = Owner(instance, backward)
-    part = owner.plan.functions[function]
-    exact, plain = _exact(owner, True), _exact(owner, False)
-    module = module_of(part.kernel_func(part.kernels[position])[0])
-    io = owner.plan.instance.dtype
-    wide = {a.name: limit_dtype(str(a.tensor.dtype), a.role, io) for a in part.args}
+    plain = Exact(owner.plan, False)
+    exact = Exact(owner.plan, True)
     for name, known in sizes.items():
-        taken = arguments(module, known)
-        inputs = exact.inputs(function, taken, known, seed)
-        outputs = [a for a in taken if a.output]
-        rounded = plain.kernel(function, position, inputs, known)
+        inputs, outputs = _ends(plain, known)
+        values = normal_inputs(inputs, known, seed)
+        rounded = _through(plain, values, known)
         references: Mapping[str, Array]
         if exact.float64:
-            references = exact.kernel(function, position, inputs, known)
-            limits = {a.name: limit_for(rounded[a.name], references[a.name], wide[a.name]) for a in outputs}
+            references = _through(exact, values, known)
+            limits = {a.name: limit_for(rounded[a.name], references[a.name], a.dtype) for a in outputs}
         else:
-            references = {a.name: rounded[a.name].astype(np.float64) for a in outputs}
-            limits = {a.name: limit_around(rounded[a.name], wide[a.name]) for a in outputs}
+            references = rounded
+            limits = {a.name: limit_around(rounded[a.name], a.dtype) for a in outputs}
         kept = {a.name: references[a.name].astype(np.float64) for a in outputs}
-        Case(taken, inputs, kept, limits, known).save(Path(folder) / name)
+        Case([*inputs, *outputs], values, kept, limits, known).save(Path(folder) / name)
 
 
-def prepare_all(
-    instance: str,
-    backward: bool,
-    function: str,
-    positions: list[int],
-    folders: list[str],
-    sizes: dict[str, dict[str, int]],
-    seed: int,
-) -> list[str | None]:
-    """`prepare` several kernels of a function, each into a folder of its own, with the values of the function computed once.
-
-    What was wrong with each of them; None: nothing.
-    """
-    found: list[str | None] = []
-    for position, folder in zip(positions, folders, strict=True):
-        try:
-            prepare(instance, backward, function, position, sizes, seed, folder)
-        except Exception:  # the others have references all the same
-            found.append(traceback.format_exc())
-        else:
-            found.append(None)
-    return found
+def _ends(exact: Exact, sizes: Mapping[str, int]) -> tuple[list[Argument], list[Argument]]:
+    """What the functions of a plan are given and what they give, without what they pass on."""
+    found: dict[str, Argument] = {}
+    for function in exact.functions.values():
+        roles = {arg.name: arg.role for arg in function.args}
+        for argument in arguments(module_of(function.prim_func()), sizes):
+            if roles[argument.name] in (*GIVEN, *MADE):
+                made = roles[argument.name] in MADE
+                found.setdefault(argument.name, Argument(argument.name, argument.shape, argument.dtype, made))
+    return [a for a in found.values() if not a.output], [a for a in found.values() if a.output]
 
 
-def limit_dtype(dtype: str, role: str, io: str) -> str:
-    """The dtype whose last place the limit of an argument counts in.
-
-    What is passed on in float32 inside an operator on half precision is made from operands in half precision, and read as such.
-    """
-    passed = role in PASSED_ON and "float" in dtype
-    return io if passed and dtype_of(io).itemsize < dtype_of(dtype).itemsize else dtype
+def _through(exact: Exact, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+    """All that the functions write, one after the other, each given what those before it left."""
+    values = dict(inputs)
+    for function in exact.functions:
+        values |= exact.run(function, values, sizes)
+    return values

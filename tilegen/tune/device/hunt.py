@@ -43,7 +43,6 @@ class Hunt:
         self.proposer = DeviceProposer(kernel.space, seeds=seeds, seed=seed)
         self.proposer.restore(self.journal.trials)
         self.proposer.known |= {*self.journal.known, kernel.space.default}  # the default is built for the stage anyway
-        self.folder = Path(tempfile.mkdtemp(dir=owner.folder))
         self.error: str | None = None
         self.exhausted = bool(self.journal.ranked and self.journal.ranked["stopped"] == "exhausted")
         self.proposals: deque[Candidate] = deque()
@@ -53,13 +52,18 @@ class Hunt:
         self.best = min((t.outcome.seconds for t in self.journal.successes()), default=float("inf"))
         self.flying = 0
         """Candidates that are proposed and have no outcome yet."""
-        self.ready = self.finished = False
-        """Whether there are references, and whether the ranking is done or will not be."""
+        self.finished = False
+        """Whether the ranking is done or will not be."""
         self.checked: set[Decisions] = set()
         """Points whose results were compared with the references."""
         self.rebuilt: set[Decisions] = set()
         """Points of earlier calls that are being built again."""
         self._results: list[tuple[Candidate, Outcome]] = []
+
+    @property
+    def number(self) -> int:
+        """Its place among all kernels of the operator."""
+        return self.owner.operator.places.index(self.place)
 
     @property
     def place(self) -> tuple[str, int]:
@@ -206,6 +210,7 @@ class Staged:
         self.hunts: dict[tuple[str, int], Hunt] = {}
         self.defaults: dict[tuple[str, int], str] = {}
         self.stage: Path | None = None
+        self.cases: Path | None = None
         self.error: str | None = None
 
     def take_default(self, place: tuple[str, int], reply: Reply) -> None:
@@ -223,6 +228,18 @@ class Staged:
         if len(self.defaults) == len(self.operator.places):
             self.stage = self.folder / "stage.json"
             self.operator.write_stage(self.defaults, self.stage)
+
+    def checked(self) -> list[str]:
+        """The stages at sizes with references; none before there are defaults and references."""
+        if self.stage is None or self.cases is None:
+            return []
+        found = []
+        for name, sizes in self.operator.checks().items():
+            path = self.folder / f"{name}.json"
+            if not path.exists():
+                self.operator.write_stage(self.defaults, path, sizes, self.cases / name)
+            found.append(str(path))
+        return found
 
     def active(self) -> list[Hunt]:
         """Hunts that go on."""

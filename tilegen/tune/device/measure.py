@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from tilegen.tune import measure as near
-from tilegen.tune.case import CANARY, GUARD
 from tilegen.tune.device import driver
-from tilegen.tune.device.memory import Room, Stage, Started, sampled, stage_bytes
+from tilegen.tune.device.memory import Rehearsal, Room, Stage, Started, sampled, stage_bytes
 from tilegen.tune.gate import Array, dtype_of, limit_around
 
 UNITS = 4.0
@@ -33,39 +32,10 @@ def setup() -> None:
     driver.start()
 
 
-@functools.cache
-def rooms(folder: str) -> dict[str, Room]:
-    """Device memory for the arguments of the case in `folder`."""
-    return {b.argument.name: Room(b.bytes.size) for b in near.load_case(folder).buffers()}
-
-
-class OnDevice(near.Loaded):
-    """A candidate on the arguments of a case, which are copied to the device and back."""
-
-    def open(self, library: str, symbol: str) -> None:
-        """Load the code and place the arguments."""
-        self.rooms = rooms(self.folder)
-        addresses = {name: room.address for name, room in self.rooms.items()}
-        self.run = Started(library, addresses, self.case.sizes)
-
-    def __call__(self) -> None:
-        self.run()
-        driver.wait()
-
-    def send(self) -> None:
-        """Arguments and guard zones to the device."""
-        for buffer in self.buffers:
-            room = self.rooms[buffer.argument.name]
-            driver.fill(room.address - GUARD, CANARY, room.size + 2 * GUARD)
-            driver.upload(room.address, buffer.bytes)
-
-    def fetch(self) -> None:
-        """Arguments and guard zones back."""
-        for buffer in self.buffers:
-            room = self.rooms[buffer.argument.name]
-            driver.download(buffer.bytes, room.address)
-            driver.download(buffer.before, room.address - GUARD)
-            driver.download(buffer.after, room.address + room.size)
+@functools.lru_cache(maxsize=32)
+def rehearsal(path: str) -> Rehearsal:
+    """The rehearsal described in `path`."""
+    return Rehearsal(path)
 
 
 _stages: dict[str, Stage] = {}
@@ -90,11 +60,14 @@ class Timed:
     ----------
     names : the name on the stage of each of its arguments.
     written : those arguments that it writes, which get memory of their own.
+    scratch : others that it writes, where not every element may be written: they are not compared.
     """
 
-    def __init__(self, library: str, stage: str, names: Mapping[str, str], written: Sequence[str]) -> None:
+    def __init__(
+        self, library: str, stage: str, names: Mapping[str, str], written: Sequence[str], scratch: Sequence[str]
+    ) -> None:
         self.stage, self.names, self.written = stage_at(stage), names, written
-        self.rooms = {name: self.stage.room(names[name]) for name in written}
+        self.rooms = {name: self.stage.room(names[name]) for name in (*written, *scratch)}
         addresses = {name: self.stage.tensors[there].address for name, there in names.items()}
         addresses |= {name: room.address for name, room in self.rooms.items()}
         self.run = Started(library, addresses, self.stage.sizes)
@@ -110,8 +83,9 @@ class Timed:
             spoiled = [name for name, room in self.rooms.items() if not room.intact()]
             if spoiled:
                 return {"kind": "outside", "message": f"wrote outside of {', '.join(spoiled)}"}
-            images.append([driver.staging(1 + 2 * i + round_, room.size) for i, room in enumerate(self.rooms.values())])
-            for image, room in zip(images[-1], self.rooms.values(), strict=True):
+            compared = [self.rooms[name] for name in self.written]
+            images.append([driver.staging(1 + 2 * i + round_, room.size) for i, room in enumerate(compared)])
+            for image, room in zip(images[-1], compared, strict=True):
                 driver.download(image, room.address)
         for name, first, second in zip(self.written, *images, strict=True):
             if not near.same(first, second):
@@ -161,15 +135,13 @@ def clocked(runs: Sequence[Timed], rounds: int) -> list[list[float]]:
     return [[end.seconds_since(begin) for begin, end in each] for each in pairs]
 
 
-def check(library: str, checked: list[str]) -> dict[str, Any]:
-    """Compare a candidate's results with the references of the cases in the folders `checked`.
+def check(library: str, number: int, checked: list[str]) -> dict[str, Any]:
+    """Compare what an operator gives with a candidate in place of its kernel `number` with references.
 
-    Returns ``{"kind": "ok"}``, or the kind and message of the rejection.
+    `checked` : descriptions of rehearsals, all of which must pass.  Returns ``{"kind": "ok"}``, or the kind and message of the rejection.
     """
-    for folder in checked:
-        loaded = OnDevice(library, "", folder)
-        failure = loaded.rejected()
-        loaded.run.close()
+    for path in checked:
+        failure = rehearsal(path).rejected(library, number)
         if failure:
             return dict(failure)
     return {"kind": "ok"}
@@ -180,6 +152,8 @@ def measure(
     stage: str,
     names: dict[str, str],
     written: list[str],
+    scratch: list[str],
+    number: int,
     checked: list[str],
     repeats: int,
     hurry: float | None,
@@ -189,18 +163,18 @@ def measure(
     Parameters
     ----------
     library : its cubin.
-    stage, names, written : see `Timed`.
-    checked : folders of cases, all of which must pass; none: only the results at the tuned sizes are looked at.
+    stage, names, written, scratch : see `Timed`.
+    number, checked : see `check`; none: only the results at the tuned sizes are looked at.
     hurry : seconds; a candidate twice as slow as this in its first samples gets no more.
 
     Returns
     -------
     ``{"kind": "ok", "samples": [seconds]}``, or the kind and message of the rejection.
     """
-    found = check(library, checked)
+    found = check(library, number, checked)
     if found["kind"] != "ok":
         return found
-    candidate = Timed(library, stage, names, written)
+    candidate = Timed(library, stage, names, written, scratch)
     failure = candidate.rejected()
     if failure:
         return dict(failure)
@@ -211,9 +185,11 @@ def measure(
     return {"kind": "ok", "samples": samples}
 
 
-def rank(libraries: list[str], stage: str, names: dict[str, str], written: list[str], rounds: int) -> list[list[float]]:
+def rank(
+    libraries: list[str], stage: str, names: dict[str, str], written: list[str], scratch: list[str], rounds: int
+) -> list[list[float]]:
     """Time several candidates in turns, so that a change of the device's clock hits all of them; samples of each."""
-    candidates = [Timed(library, stage, names, written) for library in libraries]
+    candidates = [Timed(library, stage, names, written, scratch) for library in libraries]
     clocked(candidates, 2)
     samples = clocked(candidates, rounds)
     for candidate in candidates:

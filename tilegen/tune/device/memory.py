@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from tilegen.bundle import shapes
-from tilegen.tune.case import CANARY, GUARD
+from tilegen.tune.case import CANARY, GUARD, Case
 from tilegen.tune.device import driver
-from tilegen.tune.gate import Array, dtype_of
+from tilegen.tune.gate import Array, complaint, dtype_of
+from tilegen.tune.measure import Failure
 
 PERIOD = 1 << 20
 """Random numbers drawn for an input; longer ones repeat them."""
@@ -93,7 +94,7 @@ class Tensor:
 
     def __init__(self, described: Mapping[str, Any]) -> None:
         self.dtype, self.shape = str(described["dtype"]), tuple(described["shape"])
-        self.size = int(np.prod(self.shape, dtype=np.int64)) * dtype_of(self.dtype).itemsize
+        self.size = count_bytes(self.shape, self.dtype)
         self.address = driver.allocate(self.size)
 
     def randomise(self, seed: Sequence[int]) -> None:
@@ -126,7 +127,12 @@ def sampled(data: Array, dtype: str) -> Array:
 def stage_bytes(path: str) -> int:
     """Bytes of the tensors of the stage described in `path`."""
     tensors = json.loads(Path(path).read_text())["tensors"].values()
-    return sum(int(np.prod(t["shape"], dtype=np.int64)) * dtype_of(t["dtype"]).itemsize for t in tensors)
+    return sum(count_bytes(t["shape"], str(t["dtype"])) for t in tensors)
+
+
+def count_bytes(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of a dense tensor."""
+    return int(np.prod(shape, dtype=np.int64)) * dtype_of(dtype).itemsize
 
 
 class Stage:
@@ -173,3 +179,58 @@ class Stage:
             room.free()
         for tensor in self.tensors.values():
             driver.free(tensor.address)
+
+
+class Rehearsal:
+    """All arguments of an operator at sizes with references; it runs as a whole, with a candidate in the place of one kernel.
+
+    Parameters
+    ----------
+    path : see `Stage`; its ``case`` is a folder with a `tilegen.tune.case.Case`.
+    """
+
+    def __init__(self, path: str) -> None:
+        described = json.loads(Path(path).read_text())
+        self.case, self.sizes = Case.load(Path(described["case"])), described["sizes"]
+        self.shapes = {name: (tuple(each["shape"]), str(each["dtype"])) for name, each in described["tensors"].items()}
+        self.rooms = {name: Room(count_bytes(*self.shapes[name])) for name in self.shapes}
+        self.names = [each["names"] for each in described["kernels"]]
+        self.defaults = [self._started(each["library"], i) for i, each in enumerate(described["kernels"])]
+        self._accepted: dict[str, Array] = {}
+
+    def rejected(self, library: str, number: int) -> Failure | None:
+        """Run twice on poisoned results with `library` in place of the kernel `number`; why it must not be recorded, or None."""
+        candidate, images = self._started(library, number), []
+        for name, values in self.case.inputs.items():
+            driver.upload(self.rooms[name].address, np.ascontiguousarray(values))
+        for byte in (0xFF, 0x7F):
+            for name in self.rooms.keys() - self.case.inputs.keys():
+                self.rooms[name].poison(byte)
+            for i, default in enumerate(self.defaults):
+                (candidate if i == number else default)()
+            driver.wait()
+            if spoiled := [name for name, room in self.rooms.items() if not room.intact()]:
+                return {"kind": "outside", "message": f"wrote outside of {', '.join(spoiled)}"}
+            for name, values in self.case.inputs.items():
+                if self._image(name).tobytes() != np.ascontiguousarray(values).tobytes():
+                    return {"kind": "outside", "message": f"changed its input {name}"}
+            images.append({name: self._image(name) for name in self.case.references})
+        candidate.close()
+        for name, first in images[0].items():
+            if first.tobytes() != images[1][name].tobytes():
+                return {"kind": "unstable", "message": f"{name}: two runs differ"}
+            if name in self._accepted and first.tobytes() == self._accepted[name].tobytes():
+                continue
+            if wrong := complaint(name, first, self.case.references[name], self.case.limits[name]):
+                return {"kind": "wrong", "message": f"{wrong}; shape {list(first.shape)}"}
+            self._accepted[name] = first
+        return None
+
+    def _started(self, library: str, number: int) -> Started:
+        return Started(library, {name: self.rooms[there].address for name, there in self.names[number].items()}, self.sizes)
+
+    def _image(self, name: str) -> Array:
+        shape, dtype = self.shapes[name]
+        found = np.empty(shape, dtype_of(dtype))
+        driver.download(found, self.rooms[name].address)
+        return found

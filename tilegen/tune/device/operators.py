@@ -18,10 +18,11 @@ from tilegen.build.scheduled import record_key
 from tilegen.build.target import BuildTarget
 from tilegen.errors import ScheduleError
 from tilegen.mechanisms import Instance, is_packed
-from tilegen.plan.cost import kernel_cost
+from tilegen.plan.cost import kernel_cost, sources
+from tilegen.plan.gpu.retrace import Retrace
 from tilegen.plan.plan import FunctionPlan
 from tilegen.schedules.registry import device_rule_for
-from tilegen.tune.device.build import Asked, Owner, target_text
+from tilegen.tune.device.build import Asked, Owner, target_text, written
 from tilegen.tune.device.space import DecisionSpace
 from tilegen.tune.gate import dtype_of
 from tilegen.tune.records import RecordKey
@@ -69,7 +70,8 @@ class Kernel:
     ----------
     function, position : where it is in the operator's plan.
     shown : the function as people call it: a step's own is "forward".
-    names : by argument its name on the stage; written : arguments that it writes.
+    names : by argument its name on the stage.
+    written : what it writes; scratch : what it leaves behind for itself or a later kernel, not all of which it may write.
     traffic, flops : bytes that it moves at least, and operations, at the tuned sizes; no operations: not known.
     code : sixteen hexadecimal digits that change with what the kernel computes.
     """
@@ -80,6 +82,7 @@ class Kernel:
     shown: str
     names: dict[str, str]
     written: list[str]
+    scratch: list[str]
     traffic: int
     flops: float | None
     space: DecisionSpace
@@ -116,7 +119,7 @@ class Operator:
         self.owner = Owner(instance.key, not step)
         self.sizes = tuned_sizes(instance, given, step)
         self.text = target_text(target)
-        self.functions = self.owner.plan.functions
+        self.functions = self.owner.functions(target.machine)
         self.places = [(name, i) for name, function in self.functions.items() for i in range(len(function.kernels))]
 
     @property
@@ -150,40 +153,62 @@ class Operator:
         space = DecisionSpace(asked.names, asked.categories)
         if space.total == 1:
             return None
-        func, args = part.kernel_func(kernel)
-        writes = set(kernel.writes())
-        cost = kernel_cost(kernel, part.in_memory())
-        traffic = sum(self._bytes(arg.tensor) for arg in args)
+        func = written(part, position, self.instance.dtype, Asked(()), self.target)
+        scratch = {t for t in (_left(kernel), getattr(kernel, "partial", None)) if t is not None}
+        writes = {*kernel.writes()} - scratch
+        loads = kernel.loads if isinstance(kernel, Retrace) else sources(kernel, part.in_memory())[0]
+        traffic = sum(self._bytes(tensor) for tensor in {*loads, *writes, *scratch})
+        walks = [kernel.there, kernel.back] if isinstance(kernel, Retrace) else [kernel]
+        costs = [kernel_cost(walk, part.in_memory()) for walk in walks]
+        nbytes = sum(cost.bytes for cost in costs)
         return Kernel(
             key=record_key(self.instance, function, kernel.name, rule, self.target),
             function=function,
             position=position,
             shown=STEP if self.step else function,
             names=stage_names(function, part),
-            written=[arg.name for arg in args if arg.tensor in writes],
+            written=[arg.name for arg in part.args if arg.tensor in writes],
+            scratch=[arg.name for arg in part.args if arg.tensor in scratch],
             traffic=traffic,
-            flops=cost.flops * traffic / cost.bytes if cost.bytes else None,
+            flops=sum(cost.flops for cost in costs) * traffic / nbytes if nbytes else None,
             space=space,
             code=hashlib.sha256(func.script().encode()).hexdigest()[:16],
         )
 
-    def write_stage(self, libraries: Mapping[tuple[str, int], str], path: Path) -> None:
-        """Describe the stage (see `tilegen.tune.device.memory.Stage`) with the default of every kernel."""
+    def write_stage(
+        self,
+        libraries: Mapping[tuple[str, int], str],
+        path: Path,
+        sizes: Mapping[str, int] | None = None,
+        case: Path | None = None,
+    ) -> None:
+        """Describe the stage (see `tilegen.tune.device.memory.Stage`) with the default of every kernel.
+
+        `sizes` : the tuned ones unless given; `case` : with references at these sizes, see `tilegen.tune.device.cases`.
+        """
+        sizes = sizes or self.sizes
         tensors: dict[str, Any] = {}
         for function, part in self.functions.items():
             for arg in part.args:
                 name = stage_names(function, part)[arg.name]
-                shape = [evaluate(dim, self.sizes) for dim in arg.tensor.shape]
+                shape = [evaluate(dim, sizes) for dim in arg.tensor.shape]
                 tensors.setdefault(name, {"dtype": str(arg.tensor.dtype), "shape": shape, "role": arg.role})
         kernels = [
             {"library": libraries[function, position], "names": stage_names(function, self.functions[function])}
             for function, position in self.places
         ]
-        path.write_text(json.dumps({"sizes": self.sizes, "dtype": self.instance.dtype, "tensors": tensors, "kernels": kernels}))
+        described = {"sizes": sizes, "dtype": self.instance.dtype, "tensors": tensors, "kernels": kernels, "case": str(case)}
+        path.write_text(json.dumps(described))
 
     def _bytes(self, tensor: Any) -> int:
         shape = [evaluate(dim, self.sizes) for dim in tensor.shape]
         return int(np.prod(shape, dtype=np.int64)) * dtype_of(str(tensor.dtype)).itemsize
+
+
+def _left(kernel: Any) -> Any:
+    """Where a walk leaves its states for a later one."""
+    marks = None if isinstance(kernel, Retrace) else getattr(kernel, "marks", None)
+    return marks.tensor if marks is not None else None
 
 
 def stage_names(function: str, part: FunctionPlan) -> dict[str, str]:

@@ -170,11 +170,12 @@ class Fleet:
         candidate, built = hunt.waiting.popleft()
         arguments = self._on_stage(hunt) | {
             "library": built["library"],
-            "checked": self._case_folders(hunt) if hunt.ready else [],
+            "checked": (checked := hunt.owner.checked()),
+            "number": hunt.number,
             "repeats": REPEATS,
             "hurry": hunt.best if hunt.best < float("inf") else None,
         }
-        handle = functools.partial(self._measured, hunt, candidate, hunt.ready)
+        handle = functools.partial(self._measured, hunt, candidate, bool(checked))
         return Job(self.workshop.backend.measure, arguments, self.workshop.limits.measure, handle)
 
     def _ranking(self, hunt: Hunt) -> Job | None:
@@ -187,12 +188,13 @@ class Fleet:
             if point not in hunt.libraries and point not in hunt.rebuilt:
                 hunt.rebuilt.add(point)
                 self._first.append(self._build_job(hunt.owner, hunt.place, point, functools.partial(self._rebuilt, hunt, point)))
-        if hunt.owner.stage is None or not hunt.ready or any(point not in hunt.libraries for point in points):
+        checked = hunt.owner.checked()
+        if not checked or any(point not in hunt.libraries for point in points):
             return None
         backend, limits = self.workshop.backend, self.workshop.limits
         for point in points:
             if point not in hunt.checked:
-                arguments = {"library": hunt.libraries[point], "checked": self._case_folders(hunt)}
+                arguments = {"library": hunt.libraries[point], "checked": checked, "number": hunt.number}
                 return Job(backend.check, arguments, limits.measure, functools.partial(self._checked, hunt, point))
         fitting = int(FINAL_SECONDS / (len(points) * max(hunt.best, 1e-5)))
         arguments = self._on_stage(hunt) | {
@@ -220,10 +222,7 @@ class Fleet:
             return
         for place in staged.operator.places:
             self._first.append(self._build_job(staged, place, (), functools.partial(self._default, staged, place)))
-        for function in staged.operator.functions:
-            hunts = [hunt for hunt in staged.hunts.values() if hunt.place[0] == function]
-            if hunts:
-                self._cases.append(self._case_job(staged, function, hunts))
+        self._cases.append(self._case_job(staged))
 
     def _build_job(
         self, staged: Staged, place: tuple[str, int], decisions: Sequence[int], handle: Callable[[Reply], None]
@@ -232,19 +231,16 @@ class Fleet:
         arguments = operator.job(*place) | {"decisions": list(decisions), "target": operator.text}
         return Job(self.workshop.backend.build, arguments | {"folder": str(staged.folder)}, self.workshop.limits.build, handle)
 
-    def _case_job(self, staged: Staged, function: str, hunts: Sequence[Hunt]) -> Job:
-        arguments = staged.operator.job(function, 0)
-        del arguments["position"]
-        arguments |= {"positions": [hunt.place[1] for hunt in hunts], "folders": [str(hunt.folder) for hunt in hunts]}
-        arguments |= {"sizes": staged.operator.checks(), "seed": self.seed}
-        handle = functools.partial(self._prepared, hunts)
+    def _case_job(self, staged: Staged) -> Job:
+        owner, folder = staged.operator.owner, staged.folder / "cases"
+        arguments = {"instance": owner.instance, "backward": owner.backward, "sizes": staged.operator.checks()}
+        arguments |= {"seed": self.seed, "folder": str(folder)}
+        handle = functools.partial(self._prepared, staged, folder)
         return Job(self.workshop.backend.prepare, arguments, self.workshop.limits.whole, handle)
 
-    def _case_folders(self, hunt: Hunt) -> list[str]:
-        return [str(hunt.folder / name) for name in hunt.owner.operator.checks()]
-
     def _on_stage(self, hunt: Hunt) -> dict[str, Any]:
-        return {"stage": str(hunt.owner.stage), "names": hunt.kernel.names, "written": hunt.kernel.written}
+        kernel = hunt.kernel
+        return {"stage": str(hunt.owner.stage), "names": kernel.names, "written": kernel.written, "scratch": kernel.scratch}
 
     def _default(self, staged: Staged, place: tuple[str, int], reply: Reply) -> None:
         self.busy["building"] += reply.seconds
@@ -258,13 +254,13 @@ class Fleet:
         self.busy["building"] += reply.seconds
         hunt.take_again(point, reply)
 
-    def _prepared(self, hunts: Sequence[Hunt], reply: Reply) -> None:
+    def _prepared(self, staged: Staged, folder: Path, reply: Reply) -> None:
         self.busy["references"] += reply.seconds
         self._making -= 1
-        for position, hunt in enumerate(hunts):
-            problem = reply.message if reply.kind != OK else reply.value[position]
-            hunt.ready = problem is None
-            hunt.error = hunt.error or (problem and f"{hunt.kernel.name}: no reference: {problem}")
+        if reply.kind == OK:
+            staged.cases = folder
+        else:
+            staged.error = f"no references: {reply.message}"
 
     def _measured(self, hunt: Hunt, candidate: Candidate, checked: bool, reply: Reply) -> None:
         self.busy["measuring"] += reply.seconds
