@@ -11,6 +11,8 @@ WARPS = (4, 8)
 ACROSS = (1, 2, 4)
 STAGES = (2, 3, 4)
 RESIDENT = (1, 2)
+COPIES = 80
+"""The capability from which tiles are copied past registers; before, a thread needs more of these."""
 NARROW = ("float16", "bfloat16")
 BLOCK = 16
 """Rows and columns of the tensor cores' tiles."""
@@ -47,7 +49,7 @@ class Contraction:
             "prefetch": 2,
             "across": across,
             "stages": decide("stages", room, min(3, max(shared))),
-            "resident": decide("resident", RESIDENT, 2),
+            "resident": decide("resident", RESIDENT, 2 if gpu.capability >= COPIES else 1),
         }
 
 
