@@ -38,12 +38,12 @@ from tilegen.expression import (
     if_then_else,
     log,
     maximum,
-    minimum,
     reduce_axis,
     reduce_max,
     reduce_sum,
     stop_gradient,
 )
+from tilegen.ops.fast_multipole_attention.pyramid import Sums, existing, levels, pyramid, summary
 
 Tensor = te.Tensor
 MASKED = -1e30
@@ -82,67 +82,6 @@ def blocks(config: Any, dims: Any, x: Tensor, factor: float) -> Tensor:
         return if_then_else(I * m + a < T, value if factor == 1.0 else value * const(factor, dims.acc), zero)
 
     return compute((dims.B, dims.H, ceildiv(T, m), m, dims.D), body, name=f"{x.op.name}_blocks")
-
-
-# ---------------------------------------------------------------- summaries
-
-
-def pyramid(config: Any, dims: Any, X: Tensor, name: str, weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """The sums of every level over the tokens of each group, [B, H, groups, P, D], without bias and not yet divided."""
-    if config.learned:
-        return [weighted(config, dims, X, weights[f"w{name}{level}"], level, name) for level in levels(config)]
-    sums: list[Tensor] = []
-    for level in levels(config):
-        sums.append(halves(config, dims, sums[-1], level, name) if sums else parts(config, dims, X, name))
-    return sums
-
-
-def levels(config: Any) -> range:
-    """1..L"""
-    return range(1, config.levels + 1)
-
-
-def summary_shape(config: Any, dims: Any, level: int) -> tuple[Any, ...]:
-    """[B, H, groups, P, D]"""
-    return (dims.B, dims.H, ceildiv(dims.T, config.width(level)), config.rank, dims.D)
-
-
-def weighted(config: Any, dims: Any, X: Tensor, W: Tensor, level: int, name: str) -> Tensor:
-    """sum_u W[c, r, u] x[g w + u, c], with u = s m + j in block s of the group."""
-    m, R, nb = config.block, 1 << (level - 1), X.shape[2]
-    s, j = reduce_axis(R, "s"), reduce_axis(m, "j")
-
-    def body(b: Any, h: Any, g: Any, r: Any, c: Any) -> Any:
-        term = W[c, r, s.var * m + j.var].astype(dims.acc) * X[b, h, g * R + s.var, j.var, c]
-        return reduce_sum(if_then_else(g * R + s.var < nb, term, const(0, dims.acc)), [s, j])
-
-    return compute(summary_shape(config, dims, level), body, name=f"{name}_sum{level}")
-
-
-def parts(config: Any, dims: Any, X: Tensor, name: str) -> Tensor:
-    """Sums over the P equal parts of every fine block."""
-    n = config.block // config.rank
-    j = reduce_axis(n, "j")
-    body = lambda b, h, g, r, c: reduce_sum(X[b, h, g, r * n + j.var, c], j)  # noqa: E731
-    return compute(summary_shape(config, dims, 1), body, name=f"{name}_sum1")
-
-
-def halves(config: Any, dims: Any, below: Tensor, level: int, name: str) -> Tensor:
-    """The parts of a group, each made of two parts of the level below."""
-    P, groups = config.rank, below.shape[2]
-    t = reduce_axis(2, "t")
-
-    def body(b: Any, h: Any, g: Any, r: Any, c: Any) -> Any:
-        part = 2 * r + t.var
-        group = 2 * g + floordiv(part, P)
-        return reduce_sum(if_then_else(group < groups, below[b, h, group, floormod(part, P), c], const(0, dims.acc)), t)
-
-    return compute(summary_shape(config, dims, level), body, name=f"{name}_sum{level}")
-
-
-def existing(config: Any, dims: Any, start: Any, width: int) -> Any:
-    """How many of the `width` tokens from `start` on exist, at least 1."""
-    return maximum(minimum(dims.T - start, width), 1)
 
 
 # ---------------------------------------------------------------- the key list of a query tile
@@ -184,17 +123,17 @@ def near_tiles(config: Any, dims: Any, X: Tensor, name: str) -> Tensor:
     return compute((dims.B, dims.H, nb, near_count(config), dims.D), body, name=f"{name}_near")
 
 
-def far_tiles(config: Any, dims: Any, nb: Any, sums: list[Tensor], name: str, weights: Mapping[str, Tensor]) -> Tensor:
+def far_tiles(config: Any, dims: Any, nb: Any, sums: list[Sums], name: str, weights: Mapping[str, Tensor]) -> Tensor:
     """The summaries of all levels that every tile reads, [B, H, nb, F, D]; zero where there is no such group."""
     P, zero, lead = config.rank, const(0, dims.acc), (dims.B, dims.H, nb)
     far_keys = []
     for level in levels(config):
-        value = summary(config, dims, sums[level - 1], level, weights.get(f"b{name}{level}"))
+        value = summary(config, dims, sums[level - 1], level, weights.get(f"b{name}{level}"), name)
 
         def far(b: Any, h: Any, I: Any, s: Any, r: Any, d: Any, level: int = level, value: Any = value) -> Any:  # noqa: E741
             g = group(I, s, level)
-            inside = all_of(g >= 0, g < ceildiv(dims.T, config.width(level)))
-            return if_then_else(inside, value(b, h, g, r, d), zero)
+            inside = [g >= 0] if config.causal else [g >= 0, g < ceildiv(dims.T, config.width(level))]
+            return if_then_else(all_of(*inside), cast(value(b, h, g, r, d), dims.acc), zero)
 
         far_keys.append(compute((*lead, far_count(config) // P, P, dims.D), far, name=f"{name}_far{level}"))
 
@@ -213,20 +152,6 @@ def of_levels(config: Any, y: Any, value: Callable[[int, Any, Any], Any]) -> Any
         mine = value(level, floordiv(at, config.rank), floormod(at, config.rank))
         found = mine if found is None else if_then_else(y < level * far_count(config), mine, found)
     return found
-
-
-def summary(config: Any, dims: Any, sums: Tensor, level: int, bias: Tensor | None) -> Callable[..., Any]:
-    """What stands for part r of group g: its sum with the bias, or its mean."""
-    width = config.width(level) // config.rank
-    if bias is not None:
-        return lambda b, h, g, r, d: sums[b, h, g, r, d] + bias[d, r].astype(dims.acc)
-    if config.causal:  # a group that is read lies in the past of some token, so it is complete
-        return lambda b, h, g, r, d: sums[b, h, g, r, d] * const(1 / width, dims.acc)
-
-    def mean(b: Any, h: Any, g: Any, r: Any, d: Any) -> Any:
-        return sums[b, h, g, r, d] / cast(existing(config, dims, g * config.width(level) + r * width, width), dims.acc)
-
-    return mean
 
 
 # ---------------------------------------------------------------- attention
@@ -351,7 +276,7 @@ def count_bias(config: Any, dims: Any, I: Any, x: Any) -> Any:  # noqa: E741
 # ---------------------------------------------------------------- the state after T tokens
 
 
-def state(config: Any, dims: Any, k: Tensor, v: Tensor, sums: Mapping[str, list[Tensor]]) -> tuple[Tensor, ...]:
+def state(config: Any, dims: Any, k: Tensor, v: Tensor, sums: Mapping[str, list[Sums]]) -> tuple[Tensor, ...]:
     """What `step` goes on from: near_k, near_v [B, H, 2m, D], far_k, far_v [B, H, L, 4, P, D], position [B]."""
     m, T = config.block, dims.T
     last = floordiv(T - 1, m)  # the block of the last token
@@ -370,7 +295,7 @@ def state(config: Any, dims: Any, k: Tensor, v: Tensor, sums: Mapping[str, list[
             def body(b: Any, h: Any, s: Any, r: Any, d: Any, level: int = level) -> Any:
                 g = floordiv(T - 1, 2 * config.width(level)) * 2 - 2 + s
                 exists = all_of(g >= 0, g < ceildiv(T, config.width(level)))
-                return if_then_else(exists, sums[name][level - 1][b, h, g, r, d], const(0, dims.acc))
+                return if_then_else(exists, sums[name][level - 1](b, h, g, r, d), const(0, dims.acc))
 
             slots.append(compute((dims.B, dims.H, 4, config.rank, dims.D), body, name=f"{name}_slots{level}"))
         return stacked(config, dims, slots, f"far_{name}_out")

@@ -32,7 +32,6 @@ from tilegen.ops.fast_multipole_attention.expression import (
     MASKED,
     count_bias,
     inside,
-    levels,
     list_length,
     near_count,
     of_levels,
@@ -40,6 +39,7 @@ from tilegen.ops.fast_multipole_attention.expression import (
     scale,
     stacked,
 )
+from tilegen.ops.fast_multipole_attention.pyramid import levels
 
 Tensor = te.Tensor
 

@@ -22,6 +22,7 @@ from tilegen.expression.ragged import Placement, is_table, placement
 from tilegen.expression.scan import scan_spec
 from tilegen.expression.walkers import (
     const_int,
+    dtype_of,
     is_load,
     load_indices,
     load_tensor,
@@ -221,11 +222,15 @@ def _fit(axes: list[Any], extents: list[Any], indices: list[Any]) -> Frame | Non
 
 @dataclass
 class Cone:
-    """What a task computes for a result: local stages, walked scans, and tensors that must be in memory."""
+    """What a task computes for a result: local stages, walked scans, and tensors that must be in memory.
+
+    Of these `plain` are sums of what lies in tiles of several sizes, which are best added up from memory.
+    """
 
     locals: set[te.Tensor] = field(default_factory=set)
     walks: set[te.Tensor] = field(default_factory=set)
     memory: set[te.Tensor] = field(default_factory=set)
+    plain: set[te.Tensor] = field(default_factory=set)
 
 
 def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
@@ -240,6 +245,7 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
         _bind(analyzer, var, extent)
     elements = {k: tirx.Var(f"e{k}", "int32") for k in frame.ragged}
     place = {at[k]: value for k, value in frame.fixed.items()}
+    begin = dict.fromkeys(at, tirx.const(0, "int32"))
     seen: set[str] = set()
 
     def simple(index: Any) -> Any:
@@ -268,6 +274,11 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
         for var, extent in zip(own, inner(current), strict=True):
             _bind(analyzer, var, extent)
         return own
+
+    def reach(indices: list[Any]) -> list[Any]:
+        """How many elements of each axis of a stage the whole tile reads, at most."""
+        bounds = [analyzer.const_int_bound(simple(substitute(i, begin))) if hasattr(i, "ty") else None for i in indices]
+        return [1 if b is None else int(b.max_value) - int(b.min_value) + 1 for b in bounds]
 
     def visit(current: te.Tensor, indices: list[Any], top: bool) -> None:
         if elements and frame.located(current, indices[0], at, inside, elements) is not None:
@@ -301,7 +312,11 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
                 visit(source, reads_at, False)
             return
         if stages.kind(current) == "map":
-            apart = is_repeated(current, frame.inner_extents(tensor), ready) if tiled else frame_like(current) and is_summary(current, ready)
+            apart = not tiled and ((frame_like(current) and is_summary(current, ready)) or is_narrowed(current, ready))
+            if not apart and not top:
+                read = inner(current) if tiled else reach(indices)
+                apart = is_repeated(current, read, frame.inner_extents(tensor), ready, elsewhere=not tiled)
+                found.plain |= {current} if apart and not tiled else set()
             if apart and not top:
                 found.memory.add(current)
                 return
@@ -326,12 +341,28 @@ def is_summary(tensor: te.Tensor, ready: Collection[te.Tensor]) -> bool:
     return size_estimate(tensor.shape) < sum(size_estimate(t.shape) for t in below)
 
 
-def is_repeated(tensor: te.Tensor, extents: Sequence[Any], ready: Collection[te.Tensor]) -> bool:
-    """Whether a pointwise stage that adds up much of other tiles would be computed for many elements of a result each time anew."""
-    if REPEATED * size_estimate(inner(tensor)) > size_estimate(extents) or _count(tensor, ready) < MANY:
+def is_narrowed(tensor: te.Tensor, ready: Collection[te.Tensor]) -> bool:
+    """Whether a pointwise stage says in fewer bytes what others read of a stage of tiles: elsewhere it is read itself."""
+    body = stages.body(tensor)
+    if not isinstance(body, prim.Cast) or not dtype_of(body).startswith(("float", "bfloat")):
+        return False
+    below = [t for t in anchors_below(tensor, ready) if is_local(t)]
+    fewer = all(size_estimate(tensor.shape) <= size_estimate(t.shape) for t in below)
+    fewer = fewer and all(stages.element_bytes(tensor) < stages.element_bytes(t) for t in below)
+    return bool(below) and fewer and frame_of(tensor, ready) is not None
+
+
+def is_repeated(
+    tensor: te.Tensor, read: Sequence[Any], extents: Sequence[Any], ready: Collection[te.Tensor], elsewhere: bool = False
+) -> bool:
+    """Whether a pointwise stage that adds up much of other tiles would be computed for many elements of a result each time anew.
+
+    `read` are the extents of what of it the tile of a result, of `extents`, reads; `elsewhere` says that this is not its own tile.
+    """
+    if REPEATED * size_estimate(read) > size_estimate(extents) or _count(tensor, ready) < MANY:
         return False
     needs = cone(tensor, own_frame(tensor), ready)
-    return bool(needs.memory) and not needs.locals and not needs.walks
+    return bool(needs.memory) and not needs.walks and (elsewhere or not needs.locals)
 
 
 def _count(tensor: te.Tensor, ready: Collection[te.Tensor]) -> int:

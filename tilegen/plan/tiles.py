@@ -151,11 +151,12 @@ class TilePartition:
     def _demand(self, outputs: list[te.Tensor]) -> None:
         """Every tensor that must be written: the outputs, and what some result reads outside its own outer point."""
         stack = outputs
+        plain: set[te.Tensor] = set()
         while stack:
             tensor = stack.pop()
             if tensor in self.cones or tensor in self.ready:
                 continue
-            frame = frame_of(tensor, self.ready)
+            frame = None if tensor in plain else frame_of(tensor, self.ready)
             if frame is None:
                 needs = Cone(memory=self._sources(tensor))
             else:
@@ -165,6 +166,7 @@ class TilePartition:
                     needs = self._one_way(tensor, frame, needs)
                 needs = self._stored(tensor, frame, needs)
             self.cones[tensor] = (frame, needs)
+            plain |= needs.plain
             stack += [t for t in needs.memory if t is not tensor]
 
     def _sources(self, tensor: te.Tensor) -> set[te.Tensor]:
@@ -187,9 +189,10 @@ class TilePartition:
     def _stored(self, tensor: te.Tensor, frame: Frame, needs: Cone) -> Cone:
         """The cone in which what must be in memory for other outer points is read from there at this one too."""
         while (needs.memory & (needs.locals | needs.walks)) - {tensor}:
-            known = needs.memory
+            known, plain = needs.memory, needs.plain
             needs = cone(tensor, frame, self.ready | known)
             needs.memory |= known
+            needs.plain |= plain
         return needs
 
     def _place(self, tensor: te.Tensor) -> None:

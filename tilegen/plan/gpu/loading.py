@@ -12,7 +12,7 @@ from typing import Any
 from tvm import ir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
-from tilegen.expression.walkers import conjunction, substitute, variables
+from tilegen.expression.walkers import conjunction, find, substitute, variables
 from tilegen.plan.gpu import copying, masks, vector
 from tilegen.plan.gpu.block import Block
 from tilegen.plan.gpu.program import Node
@@ -61,12 +61,19 @@ class Loading(Block):
             self.analyzer.bind(var, ir.Range(0, n))
         return vector.cuts(self._load_value(node, inner), inner[0], node.extents[0])
 
+    def _narrowest(self, node: Node) -> int:
+        """Bytes of an element of the narrowest tensor that a tile is loaded from."""
+        value = self._load_value(node, [tirx.Var(f"p{k}", "int32") for k in range(len(node.extents))])
+        loads = [load for load in find(value, vector.is_load) if any(load.source.same_as(b) for b in self.memory.values())]
+        return min((dtype_bytes(str(load.source.dtype)) for load in loads), default=1)
+
     def _piece(self, node: Node, first: int, last: int) -> Piece:
         shape = node.tile
         total = math.prod(shape[1:]) * (last - first)
         run = RUN if shape and shape[-1] % RUN == 0 and node.extents[-1] % RUN == 0 else 1
-        # A piece of few rows keeps all threads busy with shorter runs.
-        while run > RUN // 2 and last - first < (shape[0] if shape else 1) and total // run < self.threads:
+        # A piece of few rows keeps all threads busy with shorter runs, as long as those are 16 bytes.
+        few = run == RUN and last - first < (shape[0] if shape else 1) and total // run < self.threads
+        if few and RUN // 2 * self._narrowest(node) >= vector.WIDEST:
             run //= 2
         return Piece(first, last, run, -(-(total // run) // self.threads))
 

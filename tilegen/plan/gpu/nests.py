@@ -15,7 +15,7 @@ from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import call_name, conjunction, const_int, find, is_load, load_indices, load_tensor, substitute
 from tilegen.plan import stages
 from tilegen.plan.evaluate import combine, identity
-from tilegen.plan.gpu import contract, masks
+from tilegen.plan.gpu import contract, masks, runs
 from tilegen.plan.gpu.func import WARP
 from tilegen.plan.gpu.layout import PAD, Layout, padded
 from tilegen.plan.gpu.loading import Loading
@@ -301,6 +301,8 @@ class Nests(Sides, Loading):
         """A thread an element of the result, the reduced axes in order; a few elements take several lanes each."""
         self.arena.use(self._used(node), self._writes(node))
         self._clear(node)
+        if runs.reduced(self, node):
+            return
         kind, dtype = stages.reduction(node.tensor), str(node.tensor.dtype)
         over = [int(const_int(a.dom.extent)) for a in stages.reduce_axes(node.tensor)]
         total = T.alloc_buffer([1], dtype, scope="local")

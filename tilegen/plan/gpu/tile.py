@@ -26,7 +26,7 @@ from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import conjunction, const_int, substitute, variables
 from tilegen.plan.evaluate import MathRule, identity
-from tilegen.plan.gpu import copying, pipeline, writing
+from tilegen.plan.gpu import copying, pipeline, runs, writing
 from tilegen.plan.gpu.func import Buffers, Decisions, launch
 from tilegen.plan.gpu.nests import Nests
 from tilegen.plan.gpu.program import Node
@@ -304,7 +304,7 @@ class TileEmitter(Nests):
             with self._over(layout, rows_only=True) as (at, row, _):
                 padding = [g for g in (self._guard(layout, node.extents, row), self._leads(layout)) if g is not None]
                 self._store_result(node, self._values(node, [row], at), padding)
-        else:
+        elif not runs.written(self, node, lambda values: self._result(node, values)):
             with self._flat(node.extents or [1]) as points:
                 self._store_result(node, self._values(node, points if node.extents else []), [])
         self.fixed = {}
