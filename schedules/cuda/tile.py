@@ -28,7 +28,7 @@ class Tile:
     """Kernels that the planner made of tiles."""
 
     name = "cuda.tile"
-    version = 1
+    version = 2
 
     def fits(self, kernel: Any) -> bool:
         """Kernels of the pattern."""
@@ -66,6 +66,12 @@ class Tile:
             )
         if alone:
             made["apart"] = int(apart)
+        # Walks enough for half of the multiprocessors take no second part: both would share a multiprocessor, and read all twice.
+        if few and made["parts"] > 1 and kernel.multiplies(gpu) and kernel.shared_bytes(gpu, 8, 1) * 2 <= gpu.shared_bytes:
+            half = gpu.processors // 2 + 1
+            made["whole"] = decide("whole", (0, half), half)
+            if made["whole"]:
+                made["whole_warps"] = decide("whole_warps", (4, 8), 8 if kernel.state_elements() > LARGE else 4)
         return made
 
 

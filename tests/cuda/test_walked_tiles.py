@@ -14,6 +14,7 @@ from tilegen import mechanisms
 from tilegen.bench.check import verdict
 from tilegen.build import cuda, nvcc
 from tilegen.build.target import resolve
+from tilegen.bundle import shapes
 from tilegen.mechanisms import Instance
 from tilegen.plan.gpu.func import device_func
 from tilegen.plan.gpu.math import math_of
@@ -48,14 +49,16 @@ def tensors(seed: int, count: int, width: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("apart", "parts", "warps", "prefetch"),
-    [(0, 1, 2, 1), (0, 2, 2, 2), (0, 1, 4, 0), (1, 1, 2, 2), (1, 2, 4, 1), (1, 2, 2, 0)],
+    ("apart", "parts", "warps", "prefetch", "whole"),
+    [(0, 1, 2, 1, 0), (0, 2, 2, 2, 0), (0, 1, 4, 0, 0), (1, 1, 2, 2, 0), (1, 2, 4, 1, 0), (1, 2, 2, 0, 0), (1, 2, 2, 1, 2), (1, 2, 2, 2, 3)],
     ids=lambda n: str(n),
 )
-def test_every_decision_gives_the_same_gradients(apart, parts, warps, prefetch):
+def test_every_decision_gives_the_same_gradients(apart, parts, warps, prefetch, whole):
+    """Of few walks and of many, where there are two: with `whole` 2 and 3 they are either."""
     instance = linear(32, chunk=32)
     function = plan(instance).functions["backward"]
-    run = EmulatedModule(text_of(function, {"warps": warps, "parts": parts, "prefetch": prefetch, "apart": apart}))
+    decisions = {"warps": warps, "parts": parts, "prefetch": prefetch, "apart": apart, "whole": whole, "whole_warps": 4}
+    run = EmulatedModule(text_of(function, decisions))
     q, k, v, do = tensors(0, 4, 32)
     reference = instance.mechanism.reference
 
@@ -83,7 +86,26 @@ def test_gradients_of_keys_and_values_are_walks_of_their_own():
     assert (made["apart"], made["parts"]) == (1, 4)
     for one, result in zip(both.apart(), both.emits, strict=True):
         assert one.emits == [result] and set(one.locals) < set(both.locals)
-    assert len(bodies(text_of(function))) == 3
+    assert len(bodies(text_of(function))) == 3 + 2  # of few walks, and of many
+
+
+def test_a_launch_is_chosen_by_the_number_of_walks():
+    function = plan(linear(64)).functions["forward"]
+    (kernel,) = function.kernels
+    made = Tile().decide(kernel, Gpu(processors=8), Fixed())
+    assert made["whole"] == 5
+    func = device_func([(arg.name, arg.tensor) for arg in function.args], [(kernel, made)], Gpu(), math_of("bfloat16"), "tilegen")
+    _, table = cuda.kernels({"tilegen": func}, resolve("sm_90"))
+    grids = {n: [one["grid"] for one in shapes.chosen(table["tilegen"], {"B": 1, "T": 9, "H": n})] for n in (4, 5)}
+    assert grids == {4: [["(B * H)", 2, 1]], 5: [["(B * H)", 1, 1]]}
+
+
+def test_sums_of_two_products_take_the_registers_of_one():
+    decisions = {"warps": 4, "parts": 2, "prefetch": 2}
+    (body,) = bodies(text_of(plan(linear(64)).functions["forward"], decisions))
+    assert "past" in body and "inside" not in body
+    (body,) = bodies(text_of(plan(linear(64, decay="head")).functions["forward"], decisions))
+    assert "past" in body and "inside" in body  # one is decayed before it is added
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])

@@ -34,7 +34,8 @@ def launches(mod: tvm.IRModule) -> dict[str, list[dict[str, Any]]]:
     -------
     dict
         Of each launch ``kernel``, the name in the cubin; ``arguments``: ``{"tensor": name}`` or ``{"size": text}``; ``grid`` and
-        ``block``, three sizes each; ``shared``, bytes of dynamic shared memory.
+        ``block``, three sizes each; ``shared``, bytes of dynamic shared memory; ``when`` for one of several that do the same: sizes
+        (a, b, holds), ``a < b`` must be as `holds` says.
     """
     found = {var.name_hint: _of_function(func) for var, func in mod.functions.items()}
     return {symbol: made for symbol, made in found.items() if made}
@@ -43,15 +44,41 @@ def launches(mod: tvm.IRModule) -> dict[str, list[dict[str, Any]]]:
 def _of_function(func: tirx.PrimFunc) -> list[dict[str, Any]]:
     bound: dict[Any, Any] = {}
     found: list[dict[str, Any]] = []
+    choices: list[Any] = []
 
     def call(node: Any) -> None:
         if call_name(node) == "call_ffi_kernel":
             found.append(_launch(node, bound))
 
     tvm_ffi.structural_walk(
-        func.body, [(tirx.Bind, lambda node: bound.__setitem__(node.var, node.value)), (ir.Call, call)], order="pre"
+        func.body,
+        [(tirx.Bind, lambda node: bound.__setitem__(node.var, node.value)), (tirx.IfThenElse, choices.append), (ir.Call, call)],
+        order="pre",
     )
+    for choice in choices:
+        for side, holds in ((choice.then_case, True), (choice.else_case, False)):
+            names = [] if side is None else _launched(side)
+            for one in (one for one in found if one["kernel"] in names):
+                one["when"] = [*one.get("when", []), _condition(choice.condition, holds, bound)]
     return found
+
+
+def _launched(body: Any) -> list[str]:
+    """The names of the kernels that a statement launches."""
+    calls: list[Any] = []
+    tvm_ffi.structural_walk(body, (ir.Call, calls.append))
+    return [str(call.args[0].value) for call in calls if call_name(call) == "call_ffi_kernel"]
+
+
+def _condition(condition: Any, holds: bool, bound: Mapping[Any, Any]) -> tuple[int | str, int | str, bool]:
+    """A comparison of sizes as (a, b, whether a < b)."""
+    kind = type(condition).__name__
+    if kind not in ("LT", "LE", "GT", "GE"):
+        raise BuildError(f"a kernel is launched where {condition}, which does not compare sizes; build with nvcc, which compiles any")
+    a, b = (size_text(side, bound) for side in (condition.a, condition.b))
+    if kind in ("GT", "LE"):
+        a, b = b, a
+    return a, b, holds == (kind in ("LT", "GT"))  # a <= b where not b < a
 
 
 def _launch(node: Any, bound: Mapping[Any, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from tilegen.errors import ArgumentError, BundleError
 
@@ -82,6 +83,12 @@ def evaluate(dim: Dim, sizes: Mapping[str, int]) -> int:
         raise BundleError(f"size {dim!r} needs {missing}, known are {', '.join(sorted(sizes)) or 'none'}") from None
     except ZeroDivisionError:
         raise BundleError(f"size {dim!r} divides by zero with {dict(sizes)}") from None
+
+
+def chosen(launches: Iterable[Mapping[str, Any]], sizes: Mapping[str, int]) -> list[Mapping[str, Any]]:
+    """Those of the `launches` of a function that are made at these sizes, see `tilegen.build.launches`."""
+    holds = lambda a, b, wanted: (evaluate(a, sizes) < evaluate(b, sizes)) is wanted  # noqa: E731
+    return [one for one in launches if all(holds(*condition) for condition in one.get("when", ()))]
 
 
 def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:

@@ -173,7 +173,7 @@ class Starter:
                     (size(one["block"][0]), size(one["block"][1]), size(one["block"][2])),
                     size(one["shared"]),
                 )
-                for one in self._table
+                for one in shapes.chosen(self._table, known)
             ]
         finally:
             module._driver.cuCtxPopCurrent_v2(ctypes.byref(popped))

@@ -130,11 +130,13 @@ class Block:
     def _allocate(self) -> None:
         for tensor, held in self.program.held.items():
             node = held.node
-            if node.layout is None or not held.registers:
+            if node.layout is None or not held.registers or tensor in self.program.onto:
                 continue
             count = node.layout.row_size if node.way in ("rows", "rowstat") else node.layout.size
             self.registers[tensor] = T.alloc_buffer([count], str(tensor.dtype), scope="local")
             IRBuilder.name(node.name, self.registers[tensor])
+        for tensor, first in self.program.onto.items():
+            self.registers[tensor] = self.registers[first]
         if self.program.branch is not None:
             self.decided = T.alloc_buffer([1], "int32", scope="local")
             IRBuilder.name("choice", self.decided)
@@ -208,6 +210,8 @@ class Block:
         self, held: Held, inner: list[Any], when: str, point: list[Any], layout: Layout | None, at: Registers | None, column: bool
     ) -> Any:
         node, tensor = held.node, held.node.tensor
+        if tensor in self.program.onto.values():
+            return tirx.const(0, str(tensor.dtype))  # the product that went on in its registers has the sum
         if when == "earlier":
             return self._load_shared(self.homes[tensor, "earlier"], self._own(node, inner))
         if held.registers and layout is not None and at is not None and node.layout is not None:

@@ -76,6 +76,11 @@ class Layout:
         return a * b * c * d
 
     @property
+    def loads(self) -> int:
+        """Rows and columns of the operands of a product that the warps load for it, one contracted element."""
+        return padded(self.rows) * self.across + padded(self.columns) * self.down
+
+    @property
     def row_size(self) -> int:
         """Rows of which a thread holds elements."""
         return self.dims[0] * self.dims[2]
@@ -147,3 +152,16 @@ def layout(rows: int, columns: int, warps: int, tensor: bool, across: int = 1) -
     while down > 1 and (padded(rows) // PAD) % down:
         down //= 2
     return Layout(rows, columns, down, warps // down, True)
+
+
+def squarer(made: Layout) -> Layout:
+    """The layout of a product that loads its operands least often.
+
+    Every warp across loads all rows of the left operand, every warp down all columns of the right one.  Of equals `made` if it has
+    one warp across, else the one with most of them, whose left operand serves most products.
+    """
+    blocks = padded(made.rows) // PAD
+    downs = [2**k for k in range(made.warps.bit_length())]
+    able = [n for n in downs if blocks % n == 0 and made.columns % (PAD * (made.warps // n)) == 0]
+    found = [Layout(made.rows, made.columns, down, made.warps // down, True) for down in able]
+    return min([*([made] if made.across == 1 else []), *found], key=lambda other: other.loads, default=made)

@@ -24,8 +24,10 @@ from tilegen.plan.gpu.shared import Shared
 from tilegen.plan.gpu.sides import Sides
 from tilegen.plan.gpu.values import Values, rounded
 
-KEPT = 64
-"""Registers of a thread, of 255, for operands that several contractions take."""
+KEPT = 96
+"""Registers of a thread for operands that several contractions take, at most."""
+SPARE = 32
+"""Registers of a thread, of 255, for addresses and what is on its way."""
 
 Known = Callable[[Any, Any], masks.Domain | None]
 """What is known of the masks at (row, column)."""
@@ -147,7 +149,8 @@ class Nests(Sides, Loading):
                 if key is not None:
                     wanted[key] = wanted.get(key, 0) + 1
                     sizes[key] = node.layout.dims[k] * (4, 2)[k] * (padded(self._contracted(node)) // PAD)
-        free = KEPT
+        taken = sum(n.layout.size for n in self.program.steps if n.tensor in self.registers and n.tensor not in self.program.onto)
+        free = min(KEPT, 255 - SPARE - taken)
         for key in wanted:
             if wanted[key] > 1 and sizes[key] <= free:
                 free -= sizes[key]

@@ -26,9 +26,9 @@ from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import call_name, const_int, is_load, load_tensor, prim
 from tilegen.plan import stages
-from tilegen.plan.gpu import band
+from tilegen.plan.gpu import band, sums
 from tilegen.plan.gpu.holding import Holding, Node, Operand, Read
-from tilegen.plan.gpu.layout import PAD, layout
+from tilegen.plan.gpu.layout import PAD, layout, squarer
 from tilegen.plan.tiles import TileKernel
 
 NARROW = {"float16", "bfloat16"}
@@ -70,6 +70,7 @@ class Program(Holding):
         self.outside = band.narrow(self) if narrow is not None else {}
         self.held = {tensor: Held(node) for tensor, node in self.nodes.items()}
         self._home()
+        self.onto = sums.joined(self)
 
     # ---------------------------------------------------------------- order
 
@@ -170,6 +171,10 @@ class Program(Holding):
         if node.tensor in self.operands and node.role == "reduce":
             node.way, node.operands = "contract", self.operands[node.tensor]
             node.layout = layout(node.extents[0], node.extents[1], self.warps, self.narrow is not None, self.across)
+            # Rows stay within a warp where that is possible and wanted; elsewhere what counts is how often operands are loaded.
+            walks = self.narrow is not None and self.kernel.walked is not None and not self.kernel.only_products()
+            if walks and (node.layout.across > 1 or sums.only_added(self, node)):
+                node.layout = squarer(node.layout)
             return
         if node.role in ("load", "scan"):
             return

@@ -173,7 +173,7 @@ class TileEmitter(Nests):
         elif node.role == "scan":
             self._scan(node)
         elif node.way == "contract":
-            self._contract(node, fresh=True)
+            self._contract(node, fresh=node.tensor not in self.program.onto)
         elif node.way == "rowstat":
             self._row_statistic(node)
         elif node.way == "rows":

@@ -72,7 +72,7 @@ class Started:
             return shapes.evaluate(text, known)
 
         self._launches = []
-        for one in json.loads(path.with_suffix(".json").read_text())["launches"]:
+        for one in shapes.chosen(json.loads(path.with_suffix(".json").read_text())["launches"], known):
             shared = size(one["shared"])
             arguments = [addresses[a["tensor"]] if "tensor" in a else size(a["size"]) for a in one["arguments"]]
             kernel = self._code.kernel(one["kernel"], shared)

@@ -1,0 +1,31 @@
+"""Tile kernels for any number of walks: results shared out over blocks where walks are few, a block a walk where they are many."""
+
+from __future__ import annotations
+
+from tvm.tirx.script.builder import ir as T
+
+from tilegen.plan.evaluate import MathRule
+from tilegen.plan.gpu.func import Buffers, Decisions
+from tilegen.plan.gpu.lanes import product
+from tilegen.plan.gpu.tile import lower_tile
+from tilegen.plan.kernel import Kernel
+from tilegen.schedules.rule import Gpu
+
+
+def lower_shares(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
+    """Emit a tile kernel, or one for few walks and one for many, of which the host launches that which suits the sizes.
+
+    Decisions: those of `lower_tile`, and `whole`: from so many walks on nothing is shared out or computed apart, and a block has
+    `whole_warps` (0: never).
+    """
+    whole = decisions.get("whole", 0)
+    if not whole:
+        lower_tile(kernel, buffers, decisions, gpu, math)
+        return
+    walks = product([n for k, n in enumerate(kernel.space) if k != kernel.walked])
+    with T.If(walks < whole):
+        with T.Then():
+            lower_tile(kernel, buffers, decisions, gpu, math)
+        with T.Else():
+            alone = {"parts": 1, "apart": 0, "warps": decisions["whole_warps"], "prefetch": 2}
+            lower_tile(kernel, buffers, {**decisions, **alone}, gpu, math)
