@@ -18,7 +18,7 @@ from tilegen.build.scheduled import schedule  # noqa: E402
 from tilegen.build.target import BuildTarget, resolve  # noqa: E402
 from tilegen.bundle import pack  # noqa: E402
 from tilegen.bundle.manifest import LIBRARY, Argument, EntryPoint, Manifest  # noqa: E402
-from tilegen.errors import BuildError  # noqa: E402
+from tilegen.errors import BuildError, PlanError  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan.plan import FunctionPlan, plan, shape_text  # noqa: E402
 from tilegen.schedules.rule import Gpu  # noqa: E402
@@ -56,7 +56,16 @@ def scheduled_parts(instance: Instance, functions: tuple[str, ...], target: Buil
     parts, entries, provenance = {}, {}, []
     gpu = target.machine if target.kind == "cuda" else None
     for name, (owner, function) in functions_of(instance, functions, gpu).items():
-        scheduled = schedule(owner, function, target)
+        try:
+            scheduled = schedule(owner, function, target)
+        except PlanError as error:
+            from tilegen.plan.gpu.block import TooLarge
+            from tilegen.plan.gpu.room import roomed
+
+            if gpu is None or not isinstance(error, TooLarge):
+                raise
+            function = roomed(function, gpu)
+            scheduled = schedule(owner, function, target)
         symbol = f"tilegen_{name}"
         parts[symbol] = scheduled.mod["main"].with_attr("global_symbol", symbol)
         entries[name] = entry(symbol, function)

@@ -27,7 +27,7 @@ class TileKernel(Kernel):
 
     `reads` are stages that kernels before this one write, `memory` everything that is an argument and not written here,
     `precise` the results that a caller gets in a wider dtype than that of the arguments, `unread` those that nobody reads at
-    tiles without elements.
+    tiles without elements; `room` is workspace for tiles that shared memory has no room for.
     """
 
     frames: dict[te.Tensor, Frame] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class TileKernel(Kernel):
     precise: set[te.Tensor] = field(default_factory=set)
     unread: set[te.Tensor] = field(default_factory=set)
     needs: dict[te.Tensor, Cone] = field(default_factory=dict)
+    room: te.Tensor | None = None
 
     def apart(self) -> list[TileKernel]:
         """A kernel for every result, each with what that one `needs`; what several need is computed by each."""

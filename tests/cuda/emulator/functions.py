@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.cuda.emulator.module import EmulatedError, EmulatedModule, aligned
 from tilegen.build import cuda
 from tilegen.build.library import scheduled_parts
-from tilegen.build.target import resolve
+from tilegen.build.target import BuildTarget, resolve
 from tilegen.bundle import shapes
 from tilegen.bundle.manifest import Argument, EntryPoint
 from tilegen.mechanisms import Instance
@@ -28,8 +28,8 @@ class EmulatedInstance:
     source : the CUDA text of all of them.
     """
 
-    def __init__(self, instance: Instance, functions: Sequence[str], target: str = TARGET, wide: bool = False) -> None:
-        chosen = resolve(target, wide=wide)
+    def __init__(self, instance: Instance, functions: Sequence[str], target: str | BuildTarget = TARGET, wide: bool = False) -> None:
+        chosen = resolve(target, wide=wide) if isinstance(target, str) else target
         parts = scheduled_parts(instance, tuple(functions), chosen)
         self.instance, self.entries = instance, parts.entries
         self.source = cuda.generate(parts.parts, chosen)

@@ -20,7 +20,7 @@ from tilegen.plan.gpu.func import WARP, Buffers, Decisions
 from tilegen.plan.gpu.holding import place_of
 from tilegen.plan.gpu.layout import Layout
 from tilegen.plan.gpu.program import NARROW, Held, Node, Program
-from tilegen.plan.gpu.shared import Arena, Shared, place
+from tilegen.plan.gpu.shared import Arena, Shared, divide, place
 from tilegen.plan.gpu.values import Values
 from tilegen.plan.tiles import TileKernel
 from tilegen.schedules.rule import Gpu
@@ -31,6 +31,10 @@ TENSOR_CORES = 80
 Registers = tuple[Any, Any, Any, Any]
 
 
+class TooLarge(PlanError):
+    """A block needs more shared memory than the GPU has."""
+
+
 def narrow_dtype(tensors: Sequence[te.Tensor]) -> str | None:
     """The narrow float dtype of a kernel's tensors, in which tensor cores take their operands; None without one."""
     return next((str(t.dtype) for t in tensors if str(t.dtype) in NARROW), None)
@@ -38,7 +42,7 @@ def narrow_dtype(tensors: Sequence[te.Tensor]) -> str | None:
 
 def narrow_of(kernel: TileKernel, gpu: Gpu) -> str | None:
     """The dtype in which a kernel's operands go to the tensor cores of a GPU; None where threads contract."""
-    return narrow_dtype([*kernel.memory, *kernel.emits]) if gpu.capability >= TENSOR_CORES else None
+    return narrow_dtype([*kernel.memory, *kernel.emits]) if gpu.capability >= TENSOR_CORES and kernel.room is None else None
 
 
 def homes_of(program: Program) -> dict[tuple[te.Tensor, str], Shared]:
@@ -76,7 +80,7 @@ class Block:
         self.warps, self.prefetch = int(decisions["warps"]), bool(decisions.get("prefetch", 1)) and kernel.walked is not None
         self.past_registers = self.prefetch and int(decisions["prefetch"]) > 1 and gpu.capability >= TENSOR_CORES
         self.threads = self.warps * WARP
-        self.narrow = narrow_dtype(list(buffers)) if gpu.capability >= TENSOR_CORES else None
+        self.narrow = narrow_dtype(list(buffers)) if gpu.capability >= TENSOR_CORES and kernel.room is None else None
         self.stages, self.resident = int(decisions.get("stages", 2)), int(decisions.get("resident", 1))
         parts, across = int(decisions.get("parts", 1)), int(decisions.get("across", 1))
         self.program = Program(kernel, set(self.memory), self.warps, self.narrow, parts, across)
@@ -98,9 +102,12 @@ class Block:
 
     def _plan_shared(self) -> None:
         self.homes = homes_of(self.program)
-        self.nbytes = place(list(self.homes.values()))
+        self.near, self.far = list(self.homes.values()), list[Shared]()
+        if self.kernel.room is not None:
+            self.near, self.far = divide(self.near, self.gpu.shared_bytes)
+        self.nbytes = place(self.near)
         if self.nbytes > self.gpu.shared_bytes:
-            raise PlanError(
+            raise TooLarge(
                 f"kernel '{self.kernel.name}' needs {self.nbytes} bytes of shared memory, a block has {self.gpu.shared_bytes}; "
                 "choose a smaller chunk or narrower heads"
             )

@@ -86,6 +86,16 @@ def place(buffers: Sequence[Shared]) -> int:
     return max((b.offset + b.nbytes for b in buffers), default=0)
 
 
+def divide(homes: Sequence[Shared], limit: int) -> tuple[list[Shared], list[Shared]]:
+    """Buffers in those that stay in shared memory of `limit` bytes and those that go elsewhere, the largest first; all placed."""
+    near, far = list(homes), list[Shared]()
+    while place(near) > limit:
+        far.append(max(near, key=lambda home: home.nbytes))
+        near.remove(far[-1])
+    place(far)
+    return near, far
+
+
 @dataclass
 class Arena:
     """The shared memory of the kernel being emitted.

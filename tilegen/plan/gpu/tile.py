@@ -30,6 +30,7 @@ from tilegen.plan.gpu import copying, pipeline, runs, writing
 from tilegen.plan.gpu.func import Buffers, Decisions, launch
 from tilegen.plan.gpu.nests import Nests
 from tilegen.plan.gpu.program import Node
+from tilegen.plan.gpu.room import open_room, plain
 from tilegen.plan.gpu.values import Values, rounded
 from tilegen.plan.idle import busy
 from tilegen.plan.keep import keep
@@ -46,6 +47,7 @@ def lower_tile(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu,
     columns of a product), `stages` (steps of which shared memory holds tiles), `resident` (blocks that share a multiprocessor).
     """
     assert isinstance(kernel, TileKernel)
+    decisions = decisions if kernel.room is None else plain(decisions)
     for one in kernel.apart() if decisions.get("apart") else [kernel]:
         TileEmitter(one, buffers, decisions, gpu, math).emit()
 
@@ -69,7 +71,9 @@ class TileEmitter(Nests):
             self.thread = thread
             self.part = part[0] if part else None
             self.analyzer.bind(thread, ir.Range(0, self.threads))
-            self.arena.open(list(self.homes.values()))
+            self.arena.open(self.near)
+            if kernel.room is not None:
+                open_room(self.memory[kernel.room], self.far, block)
             for k in self.parallel:
                 self.outer[k] = tirx.const(0, "int32")
             rest = block
