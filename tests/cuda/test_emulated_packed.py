@@ -38,6 +38,7 @@ CASES = [
     Case("bounded_memory_attention", HEADS | {"N": 16}),
     Case("local_attention", HEADS, {"window": 20, "chunk": 16}),
     Case("local_attention", HEADS, {"window": 24, "chunk": 64}),
+    Case("local_attention", HEADS, {"window": 20, "chunk": 16, "bias": True, "by_row": True}),
     Case("fast_multipole_attention", {"D": 16}, {"block": 16, "levels": 1}),
     Case("elementwise_attention", {"C": 16}, {"order": 2}),
 ]

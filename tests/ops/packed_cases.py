@@ -117,7 +117,7 @@ def call(case: Case, x: dict[str, Tensor], bounds: Tensor | None, state: bool) -
     if not isinstance(result, tuple):
         return [result]
     y, after = result
-    return [y, *(after if isinstance(after, tuple) else (after,))]
+    return [y, *(field for field in (after if isinstance(after, tuple) else (after,)) if field is not None)]
 
 
 def alone(case: Case, x: dict[str, Tensor], lengths: list[int], state: bool) -> list[Tensor]:

@@ -49,6 +49,22 @@ def test_any_partition(name: str, lengths: list[int], seed: int) -> None:
     check(name, lengths, seed)
 
 
+@pytest.mark.parametrize("name", ["linear_attention", "local_attention", "elementwise_attention", "ema"])
+def test_rows_behind_the_last_sequence_are_not_read(name: str) -> None:
+    """Neither by what lies before, nor by gradients; only what such rows give themselves is unspecified."""
+    case, lengths, spare = CASES[name], [5, 0, 18], 9
+    x = draw(case, lengths, 1)
+    state = bool(case.state) or case.begun is not None
+    kept = [key for key in x if key not in ("m", "held")]
+    leaves = [x[key].requires_grad_() for key in kept]
+    want = alone(case, x, lengths, state)
+    more = dict(x) | {key: torch.cat([x[key], torch.full_like(x[key][:, :spare], torch.nan)], 1) for key in case.rows}
+    got = call(case, more, bounds_of(lengths), state)
+    got[0] = got[0][:, : sum(lengths)]
+    close(got, want, ["output", *[f"state {k}" for k in range(len(got) - 1)]])
+    close(gradients(got, leaves, 1), gradients(want, leaves, 1), [f"gradient of {key}" for key in kept])
+
+
 def of_each(formula: Callable[..., tuple[Tensor, ...]], lengths: list[int]) -> Callable[..., list[Tensor]]:
     """A formula for one sequence on the parts of a pack."""
 
