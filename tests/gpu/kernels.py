@@ -51,6 +51,7 @@ CASES = {
     "ema": Case("ema", {"C": 40, "N": 4}),
     "elementwise_attention": Case("elementwise_attention", {"C": 40}, {"order": 2}),
     "packed_linear": Case("packed_linear", {"D": 72, "E": 136}, {"bias": True}),
+    "relative_bias": Case("relative_bias", {"M": 33, "P": 17}),
     "compact": Case("compact", {"C": 40}, {"return_positions": True}),
     "extract": Case("extract", {"C": 40}),
 }
@@ -73,6 +74,10 @@ def inputs(case: Case, time: int = T) -> dict[str, Tensor]:
         "starts": counts.cumsum(0, dtype=torch.int32) - counts,
         "count": torch.tensor([50], dtype=torch.int32),
     }
+    if "M" in case.static:
+        known["entry"] = torch.randint(
+            0, case.static["M"], (SIZES["R"], case.static["P"]), generator=generator, dtype=torch.int32
+        )
     if instance.config.__dict__.get("packed"):
         bounds = torch.tensor(BOUNDS, dtype=torch.int32)
         known |= tables(instance.mechanism.lengths(instance.config), bounds, "q", torch.empty(1, T))
