@@ -14,6 +14,7 @@ from tilegen.expression import placeholder
 from tilegen.expression.gather import scatter_spec
 from tilegen.expression.walkers import const_int
 from tilegen.plan import stages
+from tilegen.plan.gpu.finish import finished
 from tilegen.plan.kernel import Kernel
 from tilegen.plan.plan import FunctionPlan, PlanArg
 
@@ -31,6 +32,7 @@ CELLS = 1 << 20
 
 def partial(function: FunctionPlan) -> FunctionPlan:
     """`function` with workspace for the partial sums of reductions of few results."""
+    function = finished(function)
     kernels: list[Kernel] = []
     args = list(function.args)
     for kernel in function.kernels:
