@@ -89,8 +89,9 @@ def measure(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Iterator
         for sizes in plan.sizes:
             text = f"{' '.join(f'{k}={v}' for k, v in options.items())} {' '.join(f'{k}{v}' for k, v in sizes.items())}"
             inputs = draw(plan, config, sizes)
-            ours = _operator(plan, options)
-            formula = _formula(plan, config)
+            every = completed(plan, config, sizes)
+            ours = _operator(plan, options, every)
+            formula = _formula(plan, config, every)
             say(f"checking {text}")
             # One sequence: the reference keeps every moment in float64.
             check.require(check.judge(ours, formula, _one_sequence(plan, config, inputs), measure=check.norm))
@@ -113,19 +114,36 @@ def measure(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Iterator
 
 
 def draw(plan: Plan, config: Any, sizes: Mapping[str, int]) -> list[Tensor]:
-    """Normally distributed inputs, always the same ones."""
+    """Normally distributed inputs, always the same ones; those that are fixed are left out (see `completed`)."""
     generator = torch.Generator().manual_seed(0)
     concrete = []
+    sizes = {**sizes, **plan.benchmark.derived(sizes)}
+    fixed = plan.benchmark.fixed(sizes)
     for spec in plan.benchmark.described().inputs(config):
+        if spec.name in fixed:
+            continue
         shape = [shapes.evaluate(dim, sizes) for dim in spec.shape]
         dtype = plan.dtype if spec.dtype == "io" else torch.float32
         concrete.append(torch.randn(shape, generator=generator).to(plan.device, dtype))
     return concrete
 
 
+def completed(plan: Plan, config: Any, sizes: Mapping[str, int]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """A function that puts fixed arguments among the drawn ones."""
+    sizes = {**sizes, **plan.benchmark.derived(sizes)}
+    fixed = {name: x.to(plan.device) for name, x in plan.benchmark.fixed(sizes).items()}
+    names = [spec.name for spec in plan.benchmark.described().inputs(config)]
+
+    def every(drawn: Sequence[Tensor]) -> list[Tensor]:
+        rest = iter(drawn)
+        return [fixed[name] if name in fixed else next(rest) for name in names]
+
+    return every
+
+
 def _one_sequence(plan: Plan, config: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The first sequence of those inputs that have one for each of the batch."""
-    specs = plan.benchmark.described().inputs(config)
+    specs = [spec for spec in plan.benchmark.described().inputs(config) if spec.dtype in ("io", "acc")]
     return [x[:1] if spec.shape[0] == "B" else x for spec, x in zip(specs, inputs, strict=True)]
 
 
@@ -154,13 +172,16 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def _operator(plan: Plan, options: Mapping[str, Any]) -> Callable[..., tuple[Tensor, ...]]:
+Every = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def _operator(plan: Plan, options: Mapping[str, Any], every: Every) -> Callable[..., tuple[Tensor, ...]]:
     """The public operator with its options, as a function of the inputs that returns a tuple."""
     public = getattr(ops, plan.benchmark.mechanism)
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-        result = public(*plan.benchmark.arguments(inputs), **options)
-        return result if isinstance(result, tuple) else (result,)
+        result = public(*plan.benchmark.arguments(every(inputs)), **options)
+        return _floating(result if isinstance(result, tuple) else (result,))
 
     return call
 
@@ -179,8 +200,13 @@ def _rivals(plan: Plan, config: Any, say: Callable[[str], None]) -> dict[str, Ca
     return found
 
 
-def _formula(plan: Plan, config: Any) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda *inputs: plan.benchmark.peer(config, *inputs)
+def _formula(plan: Plan, config: Any, every: Every) -> Callable[..., tuple[Tensor, ...]]:
+    return lambda *inputs: _floating(plan.benchmark.peer(config, *every(inputs)))
+
+
+def _floating(results: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What errors and gradients are of."""
+    return tuple(y for y in results if y.is_floating_point())
 
 
 def _call(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], direction: str) -> clock.Call:

@@ -44,6 +44,8 @@ class Benchmark:
     rivals : other libraries' operators for the same thing by name, as functions ``fn(config)`` that give a function of the
         tensors, or None where the library has nothing for these options.  They import the library, which need not be installed.
     arguments : the public operator's arguments from tensors as the mechanism declares them, where the two are laid out differently.
+    fixed : arguments that are no floating numbers, by name, from the sizes; nothing is differentiated by them.
+    derived : sizes that follow from the others.
     """
 
     mechanism: str
@@ -55,6 +57,8 @@ class Benchmark:
     backward: Callable[[Any, Mapping[str, int]], Work]
     rivals: Mapping[str, Callable[[Any], Callable[..., tuple[Any, ...]] | None]] = field(default_factory=dict)
     arguments: Callable[[Sequence[Any]], Sequence[Any]] = tuple
+    fixed: Callable[[Mapping[str, int]], Mapping[str, Any]] = field(default=lambda sizes: {})
+    derived: Callable[[Mapping[str, int]], Mapping[str, int]] = field(default=lambda sizes: {})
 
     def described(self) -> Mechanism:
         """The mechanism that is measured."""
