@@ -29,6 +29,7 @@ from tilegen.tune.engine import Candidate
 from tilegen.tune.evolve import Decisions
 from tilegen.tune.gate import complaint
 from tilegen.tune.journal import Outcome
+from tilegen.tune.planned import Exact
 
 SIZES = {"B": 2, "T": 48, "H": 2}
 
@@ -148,7 +149,7 @@ class TestBuilds:
         assert made["kind"] == "ok"
         assert Path(made["library"]).read_bytes()[:4] == b"\x7fELF"
         (launch,) = json.loads(Path(made["library"]).with_suffix(".json").read_text())["launches"]
-        assert {a["tensor"] for a in launch["arguments"] if "tensor" in a} == {"q", "k", "v", "y"}
+        assert {a["tensor"] for a in launch["arguments"] if "tensor" in a} == {"q", "k", "v", "saved_marks", "y"}
         assert made["compiled"][0]["registers"] > 0
 
     def test_equal_code_is_compiled_once(self, operator: Operator, tmp_path: Path, needs_compiler: None) -> None:
@@ -182,17 +183,18 @@ class TestBuilds:
 @pytest.mark.parametrize("op", ["elementwise_attention", "linear_attention"])
 def test_cases_have_references_that_the_formula_itself_meets(op: str, dtype: str, tmp_path: Path) -> None:
     made = Operator(instance(op, dtype), resolve("sm_90"), {})
-    for number, place in enumerate(made.places):
-        folder = tmp_path / str(number)
-        cases.prepare(**made.job(*place), sizes=made.checks(), seed=0, folder=str(folder))
-        for name, sizes in made.checks().items():
-            case = Case.load(folder / name)
-            assert case.sizes == sizes
-            plain = cases._exact(made.owner, False).kernel(*place, case.inputs, sizes)
-            for output in (a.name for a in case.arguments if a.output):
-                reference, limit = case.references[output], case.limits[output]
-                assert complaint(output, plain[output], reference, limit) is None
-                assert complaint(output, plain[output] * 1.1, reference, limit)
+    sizes = made.checks()["ragged"]
+    cases.prepare(made.owner.instance, made.owner.backward, sizes={"ragged": sizes}, seed=0, folder=str(tmp_path))
+    case = Case.load(tmp_path / "ragged")
+    assert case.sizes == sizes
+    result = "y" if op == "elementwise_attention" else "o"
+    assert {"q", "k", "v", f"grad_{result}"} <= set(case.inputs)
+    assert {result, "grad_q", "grad_k", "grad_v"} <= set(case.references)
+    plain = cases._through(Exact(made.owner.plan, False), case.inputs, sizes)
+    for output, reference in case.references.items():
+        limit = case.limits[output]
+        assert complaint(output, plain[output], reference, limit) is None
+        assert complaint(output, plain[output] * 1.1, reference, limit)
 
 
 def test_a_stage_names_what_functions_share_once(operator: Operator, tmp_path: Path) -> None:

@@ -102,9 +102,11 @@ class Exact:
 
     In half precision the roundings between stages can cut a function into other kernels than in float64.  Then there is no
     float64 twin (`float64` is False), and the values are those of the plan itself, unscheduled; so they are without `exact`.
+    `hasty`: compiled in a fraction of the time, for small sizes.
     """
 
-    def __init__(self, planned: Plan, exact: bool = True) -> None:
+    def __init__(self, planned: Plan, exact: bool = True, *, hasty: bool = False) -> None:
+        self._target = Target({"kind": "llvm", "opt-level": 0} if hasty else {"kind": "llvm"})
         found = twin(planned) if exact else None
         self.planned, self.functions, self.float64 = planned, found or planned.functions, found is not None
         self._compiled: dict[tuple[str, int | None, bool], Any] = {}
@@ -157,7 +159,7 @@ class Exact:
             whole = position is None or sizes is not None
             args = part.args if whole else part.kernel_func(kernels[0])[1]
             mod = module_of(prim_func([(a.name, a.tensor) for a in args], kernels))
-            self._compiled[key] = (mod, generate(mod, Target({"kind": "llvm"}))[SYMBOL])
+            self._compiled[key] = (mod, generate(mod, self._target)[SYMBOL])
         mod, compiled = self._compiled[key]
         buffers = {self.meaning(a.name): Buffer(a) for a in arguments(mod, sizes or _sizes(mod, inputs, self.meaning))}
         for name, buffer in buffers.items():

@@ -31,8 +31,7 @@ def prepare(instance: str, backward: bool, sizes: dict[str, dict[str, int]], see
     Limits come from the plan itself unscheduled: its error, in the operator's dtype, against the same in float64.
     """
     owner = Owner(instance, backward)
-    plain = Exact(owner.plan, False)
-    exact = Exact(owner.plan, True)
+    plain, exact = Exact(owner.plan, False, hasty=True), Exact(owner.plan, True, hasty=True)
     for name, known in sizes.items():
         inputs, outputs = _ends(plain, known)
         values = normal_inputs(inputs, known, seed)
