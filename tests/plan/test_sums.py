@@ -110,4 +110,4 @@ def test_sums_over_symbolic_axes_go_by_way_of_partial_sums(B: int, T: int) -> No
     assert [kernel.pattern for kernel in function.kernels] == ["reduce"]
     x, y = np.full((B, T, 8), 1 / 3, "float32"), np.ones((B, T), "float32")
     z = run(Instance(COLUMNS, Columns(), {"C": 8}, "float32"), function, {"x": x, "y": y}, {"B": B, "T": T})["z"]
-    np.testing.assert_allclose(z, B * T * x[0, 0, 0].astype("float64"), rtol=1e-5)
+    np.testing.assert_allclose(z, B * T * x[0, 0, 0].astype("float64"), rtol=2e-6)

@@ -103,7 +103,7 @@ def _value(setting: str, kind: Any, text: str) -> Any:
                 return one(text)
             except ValueError:
                 continue
-        if one is str:
+        if one is str or one == text:  # one of a Literal's values
             return text
     names = " or ".join(getattr(one, "__name__", str(one)) for one in kinds)
     raise ArgumentError(f"--set is {setting!r}, its value must be {names}")

@@ -38,6 +38,9 @@ Buffers = Mapping[te.Tensor, Any]
 PARTIAL = 64
 """Terms that a partial sum of a walk or reduction adds up before it is added to the whole."""
 
+LEVELS = ("part", "block")
+"""Partial sums of a reduction, finest first; each adds up `PARTIAL` of the one before."""
+
 
 def prim_func(
     params: Sequence[tuple[str, te.Tensor]], kernels: Sequence[Kernel], math: MathRule | None = None, name: str = "main"
@@ -121,7 +124,7 @@ def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
             stores += [(buffer, widened(values.at_point(emitted), str(buffer.dtype))) for emitted, buffer in kept.items()]
             for buffer, value in stores:
                 _store(buffer, value, point)
-            _add_partial_sums(state, partial, step, kernel.extent, point)
+            _add_partial_sums(state, [partial] if partial else [], step, kernel.extent, point)
         if out:
             with T.sblock(f"{kernel.name}_emit"):
                 *point, step = _axes(extents, loops, "S" * (rank + 1))
@@ -133,13 +136,15 @@ def _walk(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
         _finals(kernel, buffers, math, state, latches)
 
 
-def _add_partial_sums(state: Buffers, partial: Buffers, step: Any, extent: Any, point: Sequence[Any]) -> None:
-    """After every block of terms, and after the last one."""
+def _add_partial_sums(state: Buffers, partial: Sequence[Buffers], step: Any, extent: Any, point: Sequence[Any], block: int = PARTIAL) -> None:
+    """After every block of terms, and after the last one, each partial sum to the next coarser one and the coarsest to the whole."""
     if partial:
-        with T.If(tirx.any(tirx.floormod(step, PARTIAL) == PARTIAL - 1, step == extent - 1)), T.Then():
-            for anchor, buffer in partial.items():
-                _store(state[anchor], state[anchor][tuple(point)] + buffer[tuple(point)], point)
+        finer, coarser = partial[0], partial[1] if partial[1:] else state
+        with T.If(tirx.any(tirx.floormod(step, block) == block - 1, step == extent - 1)), T.Then():
+            for anchor, buffer in finer.items():
+                _store(coarser[anchor], coarser[anchor][tuple(point)] + buffer[tuple(point)], point)
                 _store(buffer, tirx.const(0, "float32"), point)
+            _add_partial_sums(state, partial[1:], step, extent, point, block * PARTIAL)
 
 
 def _is_float32_sum(anchor: te.Tensor) -> bool:
@@ -194,17 +199,18 @@ def _reduce(kernel: Kernel, buffers: Buffers, math: MathRule) -> None:
     }
     terms = prod(const_int(axis.dom.extent) or PARTIAL + 1 for axis in over)
     sums = [a for a in kernel.anchors if _is_float32_sum(a) and terms > PARTIAL]
-    partial = {a: _local(f"{kernel.name}_part{k}", kernel.space, "float32") for k, a in enumerate(sums)}
+    # Blocks of blocks: what is summed over whole tensors has millions of terms.
+    partial = [{a: _local(f"{kernel.name}_{part}{k}", kernel.space, "float32") for k, a in enumerate(sums)} for part in LEVELS if sums]
 
     def nest(loops: list[Any]) -> None:
         with T.sblock(f"{kernel.name}_upd"):
             rank = len(kernel.space)
             vars_ = _axes(extents, loops, "S" * rank + "R" * len(over))
             point, steps = vars_[:rank], vars_[rank:]
-            held = {**state, **partial}
+            held = {**state, **(partial[0] if partial else {})}
             values = Evaluator(kernel, buffers, math, point, None, held)
             with T.init():
-                for anchor, buffer in [*state.items(), *partial.items()]:
+                for anchor, buffer in [*state.items(), *(item for level in partial for item in level.items())]:
                     _store(buffer, identity(stages.reduction(anchor), str(anchor.dtype)), point)
             if len(state) > 1:
                 values.open_states()

@@ -31,7 +31,7 @@ from tilegen.plan.frames import outer_rank
 from tilegen.plan.idle import busy
 from tilegen.plan.scope import scope
 from tilegen.plan.sides import Sides
-from tilegen.plan.sums import emit_row_sum, is_row_sum
+from tilegen.plan.sums import emit_row_sum, farthest_first, is_row_sum
 from tilegen.plan.tile_values import Oriented, State, TileEvaluator
 from tilegen.plan.tiles import TileKernel
 from tilegen.schedules.rule import INNER
@@ -172,9 +172,8 @@ class TileEmitter(Sides):
 
     def _reduce(self, tensor: te.Tensor, at: Sequence[Any]) -> None:
         """A reduction over static axes into its local buffer."""
-        over = stages.reduce_axes(tensor)
         kind, buffer = stages.reduction(tensor), self.local[tensor]
-        extents, ranges = self.inner_of(tensor), [axis.dom.extent for axis in over]
+        extents, ranges = self.inner_of(tensor), [axis.dom.extent for axis in stages.reduce_axes(tensor)]
         identity_ = identity(kind, str(tensor.dtype))
         packed = self._packed(tensor, at)
         turned = self._turned(tensor, at)
@@ -189,7 +188,8 @@ class TileEmitter(Sides):
         def body(outer: list[Any], inner: list[Any], steps: list[Any], analyzer: sym.Analyzer) -> None:
             with T.init():
                 T.buffer_store(buffer, identity_, [*outer, *inner])
-            value = values_at(outer, inner, analyzer).reduce_value(tensor, steps, buffer[(*outer, *inner)])
+            far = farthest_first(tensor, steps, self.kernel.reverse)
+            value = values_at(outer, inner, analyzer).reduce_value(tensor, far, buffer[(*outer, *inner)])
             T.buffer_store(buffer, value, [*outer, *inner])
 
         if is_row_sum(tensor):

@@ -7,7 +7,8 @@ n equal logits then has a gradient that should be zero and is not.  A tree is of
     y = tree over p of part[p]                        with more levels between if there are many
 
 A contraction stays one chain of fused multiply-adds, as in every matrix product: its operands are used again and again from
-registers, where parts would have to be stored and read back.
+registers, where parts would have to be stored and read back.  It begins with what is farthest away, since a decay makes that
+small: small terms are added while the sum is small.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 from tvm import sym, te, tirx
 from tvm.tirx.script.builder import ir as T
 
-from tilegen.expression.walkers import call_name, const_int, find, is_load, variables
+from tilegen.autodiff.simplify import split_guard
+from tilegen.expression.walkers import call_name, const_int, find, is_load, prim, variables
 from tilegen.plan import stages
+from tilegen.plan.frames import outer_rank
 
 if TYPE_CHECKING:
     from tilegen.plan.emit_tile import TileEmitter
@@ -44,6 +47,34 @@ def is_row_sum(tensor: te.Tensor) -> bool:
     wide = [axis for axis, extent in zip(stages.axes(tensor), tensor.shape, strict=True) if const_int(extent) != 1]
     every = {*over, *wide}
     return any(every <= {v for index in indices for v in variables(index)} for _, indices in stages.reads(tensor))
+
+
+def farthest_first(tensor: te.Tensor, steps: Sequence[Any], reverse: bool) -> list[Any]:
+    """The steps of a reduction counted from the far end where that is the last one.
+
+    A triangular operand says which end is far: ``j <= i`` keeps what lies before i, so the first j are farthest from it.  Where none
+    does, it is that from which the kernel's walk comes.
+    """
+    over = stages.reduce_axes(tensor)
+    last = [_far_end(tensor, axis.var) for axis in over]
+    turned = [reverse if far is None else far for far in last]
+    return [n.dom.extent - 1 - step if turn else step for n, step, turn in zip(over, steps, turned, strict=True)]
+
+
+def _far_end(tensor: te.Tensor, step: Any) -> bool | None:
+    """Whether the last steps are farthest from an element; None where no operand is triangular in them."""
+    for source, indices in stages.reads(tensor):
+        place = next((k for k, index in enumerate(indices or []) if index.same_as(step)), None)
+        if place is None or stages.kind(source) != "map":
+            continue
+        own, inner = stages.axes(source)[place], stages.axes(source)[outer_rank(source) :]
+        for condition in split_guard(stages.body(source))[0]:
+            if not isinstance(condition, (prim.LE, prim.LT, prim.GE, prim.GT)):
+                continue
+            for side, other, lower in ((condition.a, condition.b, True), (condition.b, condition.a, False)):
+                if own.same_as(side) and any(v in inner for v in variables(other)):
+                    return lower != isinstance(condition, (prim.LE, prim.LT))
+    return None
 
 
 def emit_row_sum(emitter: TileEmitter, tensor: te.Tensor, at: Sequence[Any], values: Values) -> None:
