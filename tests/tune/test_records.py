@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tilegen.errors import RecordError
-from tilegen.tune import logs, records
+from tilegen.tune import gains, logs, records
 from tilegen.tune.records import Host, Record, RecordKey, TuningLogWarning
 
 HOST = "x86_64-v4"
@@ -242,6 +242,14 @@ def test_prune_keeps_the_best_of_each_key(tmp_path: Path) -> None:
     assert logs.prune(path, keep=1) == 2
     assert sorted(r.seconds for r in records.read(path)) == [1e-3, 2e-3]
     assert logs.prune(path, keep=1) == 0
+
+
+def test_a_table_has_the_best_record_of_each_kernel(tmp_path: Path) -> None:
+    write(tmp_path, record(seconds=4e-3), record(seconds=1e-3), record(seconds=2e-3, k=key(kernel="walk1")))
+    text = "\n".join(gains.tables(tmp_path))
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "gain" not in line]
+    assert [("walk0" in row, "| 1 ms |" in row) for row in rows] == [(True, True), (False, False)]
+    assert "| walk1 | " not in text and "forward.walk1" in text
 
 
 WRONG = [lambda p: logs.verify(p / "none"), lambda p: logs.merge([p / "none"], p), lambda p: logs.prune(p, keep=0)]

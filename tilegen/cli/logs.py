@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from tilegen.cli import console
 
-app = typer.Typer(help="Check, merge and prune tuning logs.", no_args_is_help=True)
+app = typer.Typer(help="Check, merge, prune and tabulate tuning logs.", no_args_is_help=True)
 
 Where = Annotated[Path | None, typer.Argument(help="A log or a folder of logs; default: this user's.", show_default=False)]
 
@@ -68,3 +68,11 @@ def prune(
 
     removed = logs.prune(_own(where), keep)
     console.out().print(f"{removed} record(s) removed from {escape(str(_own(where)))}")
+
+
+@app.command()
+def table(where: Where = None) -> None:
+    """What each kernel gained, as a Markdown table for each device: the best records."""
+    from tilegen.tune import gains
+
+    print("\n".join(gains.tables(_own(where))))
