@@ -219,7 +219,7 @@ class TileEmitter(Sides):
             computed = source in self.local or source in self.after
             if len(moved) != 1 or moved[0] == len(indices) - 1 or not computed or not self._aligned(tensor, source):
                 continue
-            if all(known is not source for known, _ in found):
+            if source not in {known for known, _ in found}:
                 found[source, moved[0]] = self._turn(source, moved[0], at)
         return found
 
@@ -245,7 +245,7 @@ class TileEmitter(Sides):
         return all(
             len(indices) >= self.rank and all(i.same_as(a) for i, a in zip(indices, axes, strict=False) if hasattr(i, "same_as"))
             for read, indices in stages.reads(tensor)
-            if read is source or read.same_as(source)
+            if read in {source}  # one stage may have several objects
         )
 
     def _map(self, tensor: te.Tensor, at: Sequence[Any]) -> Any:

@@ -28,6 +28,7 @@ from tilegen.expression.walkers import (
     load_tensor,
     prim,
     rewrite,
+    same_tensor,
     size_estimate,
     substitute,
     variables,
@@ -156,7 +157,7 @@ class Frame:
         for k, element in elements.items():
             # The first and the last tile of a sequence have one owner: only the count tells them apart.
             known = self.ragged[k]
-            same = placed.first.same_as(known.first) and placed.count.same_as(known.count)
+            same = same_tensor(placed.first, known.first) and same_tensor(placed.count, known.count)
             if same and stages.equal(index, element):
                 return at[self._outer_axis(k)] if placed.part == "tile" else rows[k]
         return None

@@ -184,7 +184,7 @@ class TilePartition:
         kept = _direction(tensor if walk_axis(tensor) is not None else max(needs.walks, key=self.order.__getitem__))
         stored = {scan for scan in needs.walks if _direction(scan) != kept}
         rest = cone(tensor, frame, self.ready | stored)
-        rest.memory |= {scan for scan in stored if scan is not tensor}
+        rest.memory |= stored - {tensor}
         return rest
 
     def _stored(self, tensor: te.Tensor, frame: Frame, needs: Cone) -> Cone:

@@ -12,7 +12,7 @@ from typing import Any
 from tvm import ir, sym, te, tirx
 from tvm.tirx.script.builder import ir as T
 
-from tilegen.expression.walkers import const_int, same, variables
+from tilegen.expression.walkers import const_int, same, same_tensor, variables
 from tilegen.plan import stages
 from tilegen.plan.gpu.func import name
 from tilegen.schedules.rule import dtype_bytes
@@ -90,7 +90,7 @@ class Vectors(Mapping[te.Tensor, Any]):
 
     def _load(self, tensor: te.Tensor, indices: list[Any], width: int) -> Any:
         for known, at, held in self.loaded:
-            whole = known.same_as(tensor) and const_int(held.shape[0]) == width
+            whole = same_tensor(known, tensor) and const_int(held.shape[0]) == width
             if whole and all(same(_expr(a), _expr(b)) for a, b in zip(at, indices, strict=True)):
                 return held
         dtype = str(tensor.dtype)

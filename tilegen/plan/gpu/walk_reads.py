@@ -15,7 +15,7 @@ from typing import Any
 from tvm import sym, te, tirx
 from tvm.tirx.script.builder import ir as T
 
-from tilegen.expression.walkers import const_int
+from tilegen.expression.walkers import const_int, same_tensor
 from tilegen.plan import stages
 from tilegen.plan.gpu.lanes import Element, below, neighbours
 from tilegen.schedules.rule import dtype_bytes
@@ -147,7 +147,7 @@ class Reads:
 
     def follows(self, tensor: te.Tensor) -> bool:
         """Whether all reads of a tensor go through windows that move along the walk."""
-        own = [window for window in self.windows.values() if window.tensor.same_as(tensor)]
+        own = [window for window in self.windows.values() if same_tensor(window.tensor, tensor)]
         return bool(own) and all(window.moves for window in own) and tensor not in self.elsewhere
 
     def moving(self) -> list[Window]:
