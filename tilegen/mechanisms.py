@@ -50,6 +50,7 @@ class Mechanism:
     expression : ``fn(config, dims, **tensors) -> tuple of te.Tensor``, or ``"module:function"`` resolved on first use.
     reference : ``fn(config, **tensors) -> tuple of torch.Tensor``, the plain statement of the same mathematics.
     representative : sizes at which kernels are searched.
+    saved : the stages that the forward leaves for the backward, by name, or a function that names them; None where the planner chooses.
     step : maps a config to the one whose forward at T = 1 is the decoding step, or to None; None where no config has one.
     tiles : the lengths of the tiles that a config cuts the sequence into.  A mechanism that names them has an option
         ``packed``: several sequences in one row (see `tilegen.expression.pack`).  A state is an input `name` and an output
@@ -66,7 +67,7 @@ class Mechanism:
     reference: Callable[..., tuple[Any, ...]]
     representative: dict[str, int]
     step: Callable[[Any], Any] | None = None
-    saved: tuple[str, ...] | None = None
+    saved: tuple[str, ...] | Callable[[Instance], tuple[str, ...] | None] | None = None
     tiles: Callable[[Any], tuple[int, ...]] | None = None
 
     def arguments(self, config: Any) -> tuple[ArgSpec, ...]:

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from tilegen.errors import ArgumentError
-from tilegen.mechanisms import ArgSpec, Mechanism, register
+from tilegen.mechanisms import ArgSpec, Instance, Mechanism, register
 from tilegen.ops.fast_multipole_attention import reference
 from tilegen.options import finite_scale, require_bools, require_direction
 
@@ -119,6 +119,15 @@ def step_config(config: Config) -> Config | None:
     return dataclasses.replace(config, step=True, return_state=True, packed=False) if config.causal else None
 
 
+def saved(instance: Instance) -> tuple[str, ...] | None:
+    """The summaries, which the backward reads as the forward does, and the statistics of the softmax."""
+    config = instance.config
+    if config.step or config.packed:
+        return None
+    what = "summary" if instance.dtype in ("float16", "bfloat16") else "sum"  # one is the other, narrower
+    return (*(f"{name}_{what}{level}" for name in "kv" for level in range(1, config.levels + 1)), "top", "share")
+
+
 MECHANISM = register(
     Mechanism(
         name="fast_multipole_attention",
@@ -131,6 +140,7 @@ MECHANISM = register(
         reference=reference.forward,
         representative={"B": 1, "T": 2048, "H": 4, "D": 64},
         step=step_config,
+        saved=saved,
         tiles=lambda config: (config.block, *(config.width(level) for level in range(1, config.levels + 1))),
     )
 )

@@ -8,7 +8,18 @@ _tvm.ensure()
 
 from tvm import te, tirx  # noqa: E402
 
-from tilegen.expression import ceildiv, compute, const, floordiv, floormod, if_then_else, placeholder, reduce_axis, reduce_sum  # noqa: E402
+from tilegen.expression import (  # noqa: E402
+    cast,
+    ceildiv,
+    compute,
+    const,
+    floordiv,
+    floormod,
+    if_then_else,
+    placeholder,
+    reduce_axis,
+    reduce_sum,
+)
 from tilegen.plan.frames import frame_of  # noqa: E402
 from tilegen.plan.tiles import TileKernel, TilePartition  # noqa: E402
 
@@ -62,3 +73,15 @@ def test_a_result_that_also_reads_the_last_tile_is_computed_at_every_tile() -> N
     assert frame is not None
     assert frame.axes == [(0, 1), (1, 1)]
     assert not frame.fixed
+
+
+def test_what_other_tiles_read_in_fewer_bytes_is_written_in_those() -> None:
+    B, T = tirx.Var("B", "int32"), tirx.Var("T", "int32")
+    x, d = placeholder((B, T, 8), "bfloat16", "x"), reduce_axis(8, "d")
+    s = compute((B, T, 2), lambda b, t, i: reduce_sum(cast(x[b, t, d.var], "float32"), d), name="s")
+    narrow = compute((B, T, 2), lambda b, t, i: cast(s[b, t, i] * 0.5, "bfloat16"), name="narrow")
+    before = lambda b, t: if_then_else(t > 0, cast(narrow[b, t - 1, 0], "float32"), const(0, "float32"))
+    y = compute((B, T), lambda b, t: before(b, t) + s[b, t, 1], name="y")
+    partition = TilePartition([y], [x])
+    assert narrow in kernel_that_writes(partition, narrow).emits
+    assert not any(s in kernel.writes() for kernel in partition.kernels)

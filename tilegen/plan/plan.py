@@ -136,7 +136,8 @@ def in_blocks(*graphs: Graph) -> None:
 
 def named_stages(instance: Instance, forward: Graph) -> list[list[te.Tensor]]:
     """The one set of stages that a mechanism names itself, as a list of candidates; empty when it leaves the choice."""
-    names = instance.mechanism.saved
+    chosen = instance.mechanism.saved
+    names = chosen(instance) if callable(chosen) else chosen
     if names is None:
         return []
     stages_by_name = {op.name: op.output(0) for op in topological(forward.outputs.values())}
