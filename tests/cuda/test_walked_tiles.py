@@ -31,10 +31,14 @@ def linear(width: int, dtype: str = "bfloat16", **options: Any) -> Instance:
 
 
 def text_of(function: FunctionPlan, decisions: dict[str, int] | None = None) -> str:
+    return cuda.generate({"tilegen": device_part(function, decisions)}, resolve("sm_90"))
+
+
+def device_part(function: FunctionPlan, decisions: dict[str, int] | None = None) -> Any:
     params = [(arg.name, arg.tensor) for arg in function.args]
     kernels = [(kernel, decisions or Tile().decide(kernel, Gpu(), Fixed())) for kernel in function.kernels]
     kernels = [(kernel, {**made, "apart": made.get("apart", 0) if len(kernel.emits) > 1 else 0}) for kernel, made in kernels]
-    return cuda.generate({"tilegen": device_func(params, kernels, Gpu(), math_of("bfloat16"), "tilegen")}, resolve("sm_90"))
+    return device_func(params, kernels, Gpu(), math_of("bfloat16"), "tilegen")
 
 
 def bodies(text: str) -> list[str]:
@@ -129,7 +133,8 @@ def test_tiles_that_are_copied_as_they_are_pass_no_register():
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])
-def test_default_sizes_do_not_spill(width, tmp_path):
+def test_default_sizes_do_not_spill(width):
+    target = resolve("sm_90")
     for name, function in plan(linear(width)).functions.items():
-        for made in nvcc.compile(text_of(function), tmp_path / f"{name}.so", ["sm_90"]):
+        for made in nvcc.examine(cuda.kernels({"tilegen": device_part(function)}, target)[0], "sm_90"):
             assert made.stack == made.spill_stores == made.spill_loads == 0, (name, made)

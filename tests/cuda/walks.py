@@ -42,9 +42,17 @@ def decisions(function: FunctionPlan, **chosen: int) -> list[tuple[Any, dict[str
 
 def text(instance: Instance, function: FunctionPlan, **chosen: int) -> str:
     """The CUDA text of one function, called main."""
+    return cuda.generate({"main": _device_func(instance, function, **chosen)}, resolve("sm_90"))
+
+
+def kernels_text(instance: Instance, function: FunctionPlan) -> str:
+    """The same with default sizes and without launchers, which nvcc compiles in a third of the time."""
+    return cuda.kernels({"main": _device_func(instance, function)}, resolve("sm_90"))[0]
+
+
+def _device_func(instance: Instance, function: FunctionPlan, **chosen: int) -> Any:
     params = [(arg.name, arg.tensor) for arg in function.args]
-    func = device_func(params, decisions(function, **chosen), Gpu(), math_of(instance.dtype))
-    return cuda.generate({"main": func}, resolve("sm_90"))
+    return device_func(params, decisions(function, **chosen), Gpu(), math_of(instance.dtype))
 
 
 def sizes_of(function: FunctionPlan, name: str, sizes: Mapping[str, int]) -> list[int]:
