@@ -55,7 +55,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A workshop with the case and the stage of a kernel."""
     folder = tmp_path_factory.mktemp("shop")
     target = resolve("cuda")
-    operator = Operator(instance(), target, SIZES)
+    operator = Operator(instance(), target, SIZES).sketch()
     with Workshop(target.tvm, limits=LIMITS, jobs=2) as workshop:
         jobs = []
         for place in operator.places:
@@ -63,12 +63,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Any:
             jobs.append(Job(workshop.backend.build, arguments, 60, place))
         libraries = {reply.job.tag: reply.value["library"] for reply in workshop.builders.run(jobs)}
         operator.write_stage(libraries, folder / "stage.json")
-        place, owner = ("forward", 0), operator.owner
-        cases.prepare(owner.instance, owner.backward, sizes=operator.checks(), seed=0, folder=str(folder / "cases"))
-        for name, sizes in operator.checks().items():
-            operator.write_stage(libraries, folder / f"{name}.json", sizes, folder / "cases" / name)
-        kernel = operator.kernel(*place)
-        assert kernel is not None
+        place = ("forward", 0)
+        cases.prepare(**operator.owner(), sizes=operator.checks(), seed=0, folder=str(folder / "cases"))
+        for name in operator.checks():
+            operator.write_stage(libraries, folder / f"{name}.json", name, folder / "cases" / name)
+        kernel = operator.kernels[place]
         yield workshop, folder, kernel, libraries[place]
 
 

@@ -139,8 +139,8 @@ def needs_compiler() -> None:
 
 class TestBuilds:
     def job(self, operator: Operator, decisions: tuple[int, ...], folder: Path) -> dict[str, Any]:
-        text = operator.text
-        return build.build(**operator.job(*operator.places[0]), decisions=list(decisions), target=text, folder=str(folder))
+        sketch = operator.sketch()
+        return build.build(**sketch.job(*sketch.places[0]), decisions=list(decisions), target=sketch.text, folder=str(folder))
 
     def test_decisions_become_machine_code_and_a_table_of_launches(
         self, operator: Operator, tmp_path: Path, needs_compiler: None
@@ -184,7 +184,7 @@ class TestBuilds:
 def test_cases_have_references_that_the_formula_itself_meets(op: str, dtype: str, tmp_path: Path) -> None:
     made = Operator(instance(op, dtype), resolve("sm_90"), {})
     sizes = made.checks()["ragged"]
-    cases.prepare(made.owner.instance, made.owner.backward, sizes={"ragged": sizes}, seed=0, folder=str(tmp_path))
+    cases.prepare(**made.sketch().owner(), sizes={"ragged": sizes}, seed=0, folder=str(tmp_path))
     case = Case.load(tmp_path / "ragged")
     assert case.sizes == sizes
     result = "y" if op == "elementwise_attention" else "o"
@@ -199,7 +199,7 @@ def test_cases_have_references_that_the_formula_itself_meets(op: str, dtype: str
 
 def test_a_stage_names_what_functions_share_once(operator: Operator, tmp_path: Path) -> None:
     path = tmp_path / "stage.json"
-    operator.write_stage({place: f"{place[0]}{place[1]}.cubin" for place in operator.places}, path)
+    operator.sketch().write_stage({place: f"{place[0]}{place[1]}.cubin" for place in operator.places}, path)
     stage = json.loads(path.read_text())
     assert stage["sizes"] == {"B": 2, "T": 48}
     assert stage["tensors"]["q"] == {"dtype": "float32", "shape": [2, 48, 32], "role": "input"}

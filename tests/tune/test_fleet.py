@@ -14,28 +14,29 @@ from typing import Any
 
 import pytest
 import tune_device_calls as calls
-from tune_device import CATEGORIES, NAMES
+from tune_device import NAMES
 
 from tilegen.build.target import resolve
 from tilegen.errors import ScheduleError
 from tilegen.mechanisms import Instance, get
 from tilegen.tune import engine, records
-from tilegen.tune.device import operators, winner
-from tilegen.tune.device.operators import Operator
+from tilegen.tune.device import winner
+from tilegen.tune.device.operators import Request
 from tilegen.tune.device.search import Fleet
-from tilegen.tune.device.space import DecisionSpace
 from tilegen.tune.local import Backend, Workshop
 from tilegen.tune.progress import Silent
 from tilegen.tune.report import SearchResult
 
-PARTS = ("setup", "measure", "rank", "copy_bandwidth", "build", "prepare", "check")
-SYNTHETIC = Backend(**{part: f"tune_device_calls:{part}" for part in PARTS}, build_setup="tune_device_calls:setup", overlap=True)  # type: ignore[arg-type]
+PARTS = ("describe", "setup", "measure", "rank", "copy_bandwidth", "build", "prepare", "check")
+SYNTHETIC = Backend(
+    **{part: f"tune_device_calls:{part}" for part in PARTS}, build_setup="tune_device_calls:setup", build_torch=True, overlap=True
+)  # type: ignore[arg-type]
 BEST = [16, 2, 8, 16, 2]
 
 
-def operator() -> Operator:
+def request() -> Request:
     found = get("elementwise_attention")
-    return Operator(Instance(found, found.config(order=2), {"C": 32}, "float32"), resolve("sm_90"), {"B": 2, "T": 48})
+    return Request(Instance(found, found.config(order=2), {"C": 32}, "float32"), {"B": 2, "T": 48})
 
 
 def hunt(
@@ -48,21 +49,14 @@ def hunt(
         limits = dataclasses.replace(engine.effort("default", trials, minutes), patience=patience)
         parts: dict[str, Any] = {"deadline": begun + 60 * minutes, "log_dir": folder, "resume": resume, "seed": 0}
         fleet = Fleet(workshop, limits, progress=Silent(), **parts)
-        return fleet.search([("ea", operator)]), fleet
+        return fleet.search([request()], resolve("sm_90")), fleet
 
 
 @pytest.fixture(autouse=True)
 def spaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels whose rule offers `CATEGORIES`, on a machine whose driver is not asked."""
-    real = Operator.kernel
-
-    def kernel(self: Operator, function: str, position: int) -> Any:
-        return dataclasses.replace(real(self, function, position), space=DecisionSpace(NAMES, CATEGORIES))  # type: ignore[type-var]
-
-    monkeypatch.setattr(Operator, "kernel", kernel)
+    """A machine whose driver is not asked."""
     monkeypatch.setattr(winner, "device_text", lambda target: {"name": target.device, "arch": "sm_90"})
     monkeypatch.setattr(winner, "compiler_release", lambda: "13.0")
-    monkeypatch.setattr(operators.Operator, "name", property(lambda self: "ea"))
 
 
 def measured(folder: Path) -> Counter[str]:

@@ -21,6 +21,18 @@ def setup() -> None:
     pass
 
 
+def describe(**request: Any) -> dict[str, Any]:
+    """The operator as it is, whose kernels decide something else."""
+    from tune_device import CATEGORIES, NAMES
+
+    from tilegen.tune.device import operators
+
+    found = operators.describe(**request)
+    for kernel in filter(None, found["kernels"]):
+        kernel["space"] = {"names": NAMES, "categories": CATEGORIES}
+    return found
+
+
 def build(decisions: list[int], folder: str, function: str, position: int, **_: Any) -> dict[str, Any]:
     from tune_device import CATEGORIES, NAMES
 

@@ -38,7 +38,7 @@ from tilegen.tune.task import Task
 class Backend:
     """Where candidates run: the functions called in measuring and building processes, and whether building disturbs measuring.
 
-    `build`, `prepare` and `check` are what a device that is not the CPU is given candidates and cases by
+    `describe`, `build`, `prepare` and `check` are what a device that is not the CPU is given operators, candidates and cases by
     (`tilegen.tune.device.search`).
     """
 
@@ -48,6 +48,7 @@ class Backend:
     outputs: str = "tilegen.tune.measure:outputs"
     copy_bandwidth: str = "tilegen.tune.measure:copy_bandwidth"
     build_setup: str = "tilegen.tune.builder:setup"
+    describe: str = ""
     build: str = ""
     prepare: str = ""
     check: str = ""
@@ -62,6 +63,7 @@ _CUDA = Backend(
     rank=f"{_ON_DEVICE}:rank",
     copy_bandwidth=f"{_ON_DEVICE}:copy_bandwidth",
     build_setup="tilegen.tune.device.build:setup",
+    describe="tilegen.tune.device.operators:describe",
     build="tilegen.tune.device.build:build",
     prepare="tilegen.tune.device.cases:prepare",
     check=f"{_ON_DEVICE}:check",

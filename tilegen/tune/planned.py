@@ -188,7 +188,7 @@ def twin(planned: Plan) -> dict[str, FunctionPlan] | None:
     instance = planned.instance
     if instance.dtype == "float64":
         return planned.functions
-    other = plan(dataclasses.replace(instance, dtype="float64"))
+    other = plan(dataclasses.replace(instance, dtype="float64"), backward="backward" in planned.functions)
     for name, function in planned.functions.items():
         mine = outline(function)
         if mine != outline(other.functions[name]) or not mine[1]:

@@ -26,14 +26,18 @@ START_SECONDS = 120.0
 """Starting imports TVM: 1 s alone, much more when every core of a small machine does the same."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """A call for a worker: ``"module:function"``, JSON arguments, and the seconds it may take."""
+    """A call for a worker: ``"module:function"``, JSON arguments, and the seconds it may take.
+
+    `topic`: what the worker may still know from an earlier job of the same topic, so that it gets this one rather than another one.
+    """
 
     call: str
     arguments: dict[str, Any]
     timeout: float
     tag: Any = None
+    topic: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Worker:
     job: Job | None = None
     begun: float = 0.0
     done: int = 0
+    topics: set[str] = field(default_factory=set)
 
     def last_words(self, size: int = 2000) -> str:
         """The end of what it wrote to its standard error."""
@@ -177,13 +182,15 @@ class Pool:
             self._start_one()
         for worker in list(self._workers):
             if waiting and worker.ready and worker.job is None:
-                job = waiting.popleft()
+                job = next((job for job in waiting if job.topic in worker.topics), waiting[0])
+                waiting.remove(job)
                 try:
                     write_frame(worker.process.stdin, {"call": job.call, "arguments": job.arguments})  # type: ignore[arg-type]
                 except BrokenPipeError:  # it died after its last job: this one is not to blame
                     waiting.appendleft(job)
                     self._remove(worker)
                     continue
+                worker.topics.add(job.topic)
                 worker.begun = time.monotonic()
                 worker.job, worker.limit = job, worker.begun + job.timeout
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 import tempfile
@@ -59,7 +60,14 @@ class Owner:
         return _functions(self.instance, self.backward, gpu)
 
 
-@functools.lru_cache(maxsize=8)
+def registered(instance: str, module: str) -> str:
+    """`instance`, after the module that registers its operator was imported."""
+    if module:
+        importlib.import_module(module)
+    return instance
+
+
+@functools.lru_cache(maxsize=64)
 def _planned(instance: str, backward: bool) -> Plan:
     return plan(Instance.from_key(instance), backward=backward)
 
@@ -80,6 +88,11 @@ def target_text(target: BuildTarget) -> dict[str, Any]:
         "device": target.device,
         "description": target.description,
     }
+
+
+def target_of(described: Mapping[str, Any]) -> BuildTarget:
+    """The target that `target_text` described."""
+    return _target(json.dumps(described))
 
 
 @functools.lru_cache(maxsize=2)
@@ -108,7 +121,14 @@ class Asked:
 
 
 def build(
-    instance: str, backward: bool, function: str, position: int, decisions: list[int], target: dict[str, Any], folder: str
+    instance: str,
+    module: str,
+    backward: bool,
+    function: str,
+    position: int,
+    decisions: list[int],
+    target: dict[str, Any],
+    folder: str,
 ) -> dict[str, Any]:
     """Compile one kernel into `folder`; equal code is compiled once, whoever asks for it.
 
@@ -118,8 +138,8 @@ def build(
     and the compiler's report.  ``{"kind": "schedule", "message"}`` when the kernel cannot be written so, or would not start on the
     device: nothing was compiled.
     """
-    chosen = _target(json.dumps(target))
-    part, asked = Owner(instance, backward).functions(chosen.machine)[function], Asked(decisions)
+    chosen = target_of(target)
+    part, asked = Owner(registered(instance, module), backward).functions(chosen.machine)[function], Asked(decisions)
     try:
         func = written(part, position, Instance.from_key(instance).dtype, asked, chosen)
     except Exception as error:  # a lowering may raise anything for decisions that it cannot follow

@@ -14,7 +14,7 @@ from tilegen.tune.builder import arguments
 
 # isort: split
 from tilegen.tune.case import Argument, Case, normal_inputs
-from tilegen.tune.device.build import Owner
+from tilegen.tune.device.build import Owner, registered
 from tilegen.tune.gate import Array, limit_around, limit_for
 from tilegen.tune.planned import Exact, module_of
 
@@ -25,12 +25,12 @@ MADE = ("output", "grad_input")
 """Roles of what it gives."""
 
 
-def prepare(instance: str, backward: bool, sizes: dict[str, dict[str, int]], seed: int, folder: str) -> None:
+def prepare(instance: str, module: str, backward: bool, sizes: dict[str, dict[str, int]], seed: int, folder: str) -> None:
     """Write a case for each of `sizes` into ``folder/<name>``.
 
     Limits come from the plan itself unscheduled: its error, in the operator's dtype, against the same in float64.
     """
-    owner = Owner(instance, backward)
+    owner = Owner(registered(instance, module), backward)
     plain, exact = Exact(owner.plan, False, hasty=True), Exact(owner.plan, True, hasty=True)
     for name, known in sizes.items():
         inputs, outputs = _ends(plain, known)

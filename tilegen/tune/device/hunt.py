@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tilegen.tune import records
-from tilegen.tune.device.operators import Kernel, Operator
+from tilegen.tune.device.operators import Kernel, Sketch
 from tilegen.tune.device.propose import DeviceProposer
 from tilegen.tune.engine import Candidate, Effort
 from tilegen.tune.evolve import Decisions
@@ -93,7 +93,7 @@ class Hunt:
             return "trials"
         if self.exhausted:
             return "exhausted"
-        if tried > FIRST_BATCH and self.share < WORTH and self.owner.measured:
+        if tried and self.share < WORTH and self.owner.measured:
             return "small"
         return "settled" if self.stale() >= effort.patience else None
 
@@ -205,7 +205,7 @@ class Hunt:
 class Staged:
     """An operator and its hunts."""
 
-    def __init__(self, operator: Operator, folder: Path) -> None:
+    def __init__(self, operator: Sketch, folder: Path) -> None:
         self.operator, self.folder = operator, Path(tempfile.mkdtemp(dir=folder))
         self.hunts: dict[tuple[str, int], Hunt] = {}
         self.defaults: dict[tuple[str, int], str] = {}
@@ -217,9 +217,7 @@ class Staged:
         """The default of a kernel was built; with the last of them the stage can be set."""
         if reply.kind != OK or reply.value["kind"] != OK:
             message = reply.message if reply.kind != OK else reply.value["message"]
-            function, position = place
-            name = self.operator.functions[function].kernels[position].name
-            self.error = f"the default of {function}.{name} was not built: {message}"
+            self.error = f"the default of {place[0]}.{self.operator.called[place]} was not built: {message}"
             return
         self.defaults[place] = reply.value["library"]
         if place in self.hunts:
@@ -234,10 +232,10 @@ class Staged:
         if self.stage is None or self.cases is None:
             return []
         found = []
-        for name, sizes in self.operator.checks().items():
+        for name in self.operator.checks():
             path = self.folder / f"{name}.json"
             if not path.exists():
-                self.operator.write_stage(self.defaults, path, sizes, self.cases / name)
+                self.operator.write_stage(self.defaults, path, name, self.cases / name)
             found.append(str(path))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,13 +17,13 @@ from tilegen.tune.builder import evaluate
 # isort: split
 from tilegen.build.scheduled import record_key
 from tilegen.build.target import BuildTarget
-from tilegen.errors import ScheduleError
+from tilegen.errors import ScheduleError, TilegenError
 from tilegen.mechanisms import Instance, is_packed
 from tilegen.plan.cost import kernel_cost, sources
 from tilegen.plan.gpu.retrace import Retrace
 from tilegen.plan.plan import FunctionPlan
 from tilegen.schedules.registry import device_rule_for
-from tilegen.tune.device.build import Asked, Owner, target_text, written
+from tilegen.tune.device.build import Asked, Owner, registered, target_of, target_text, written
 from tilegen.tune.device.space import DecisionSpace
 from tilegen.tune.gate import dtype_of
 from tilegen.tune.records import RecordKey
@@ -37,6 +38,7 @@ TIMES, BATCHES = 4, 2
 """How many times the representative sizes of an operator a GPU is given: of its sequence, and of what is independent."""
 
 STEP = "step"
+TUNED = "tuned"
 
 
 def tuned_sizes(instance: Instance, given: Mapping[str, int], step: bool) -> dict[str, int]:
@@ -51,7 +53,7 @@ def tuned_sizes(instance: Instance, given: Mapping[str, int], step: bool) -> dic
         found[name] = given.get(name, usual[name] * larger)
     if step:
         found |= {"T": 1, "B": given.get("B", 64)}
-    return with_rows(instance, found) | {name: given[name] for name in found if name in given}
+    return with_rows(instance, found) | {name: given[name] for name in found if name in given and not (step and name == "T")}
 
 
 def with_rows(instance: Instance, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -93,15 +95,67 @@ class Kernel:
         """ "op function.kernel", for people."""
         return f"{self.key.op} {self.shown}.{self.key.kernel}"
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        space = {"names": self.space.names, "categories": self.space.categories}
+        return fields | {"key": dataclasses.asdict(self.key), "space": space}
 
-class Operator:
-    """An instance with the plan of its functions.
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Kernel:
+        """The kernel that `to_json` described."""
+        return cls(**{**fields, "key": RecordKey(**fields["key"]), "space": DecisionSpace(**fields["space"])})
+
+
+@dataclass(frozen=True)
+class Request:
+    """An operator to tune.
 
     Parameters
     ----------
     instance : for a step the step's own instance.
     given : sizes by name that replace the usual ones.
     step : whether only the forward at one position is meant.
+    """
+
+    instance: Instance
+    given: Mapping[str, int]
+    step: bool = False
+
+    @property
+    def name(self) -> str:
+        """The operator, for people."""
+        return f"{self.instance.mechanism.name} {STEP if self.step else ''}".strip()
+
+    @property
+    def module(self) -> str:
+        """The module that makes the operator known to a new process."""
+        expression = self.instance.mechanism.expression
+        return expression.partition(":")[0] if isinstance(expression, str) else str(expression.__module__)
+
+
+def describe(instance: str, module: str, given: dict[str, int], step: bool, target: dict[str, Any]) -> dict[str, Any]:
+    """What a process that plans nothing itself must know of an operator (see `Sketch`); called in a building process.
+
+    ``{"error": message}`` when the operator cannot be planned.
+    """
+    try:
+        if module == "__main__":
+            raise ScheduleError(
+                "it is defined in the program that was started, which tuning processes do not import; move it to a module of its own"
+            )
+        found = Instance.from_key(registered(instance, module))
+        return Operator(found, target_of(target), given, step=step, module=module).describe()
+    except TilegenError as error:
+        return {"error": str(error)}
+
+
+class Operator:
+    """An instance with the plan of its functions.
+
+    Parameters
+    ----------
+    instance, given, step, module : see `Request`.
 
     Raises
     ------
@@ -109,23 +163,51 @@ class Operator:
         When it cannot be planned.
     """
 
-    def __init__(self, instance: Instance, target: BuildTarget, given: Mapping[str, int], *, step: bool = False) -> None:
+    def __init__(
+        self, instance: Instance, target: BuildTarget, given: Mapping[str, int], *, step: bool = False, module: str = ""
+    ) -> None:
         target.check(instance.dtype)
         if is_packed(instance.config):
             raise ScheduleError(
                 f"{instance.mechanism.name} with packed sequences is not tuned: its kernels use the rules' defaults; tune it without packed"
             )
-        self.instance, self.target, self.step = instance, target, step
+        self.instance, self.target, self.step, self.module = instance, target, step, module
         self.owner = Owner(instance.key, not step)
         self.sizes = tuned_sizes(instance, given, step)
-        self.text = target_text(target)
         self.functions = self.owner.functions(target.machine)
         self.places = [(name, i) for name, function in self.functions.items() for i in range(len(function.kernels))]
 
-    @property
-    def name(self) -> str:
-        """The operator, for people."""
-        return f"{self.instance.mechanism.name} {STEP if self.step else ''}".strip()
+    def sketch(self) -> Sketch:
+        """What is known of it without its plan."""
+        return Sketch(self.describe(), self.target)
+
+    def describe(self) -> dict[str, Any]:
+        """What `Sketch` is made of, as JSON values."""
+        sizes = {TUNED: self.sizes, **self.checks()}
+        kernels = [self.kernel(*place) for place in self.places]
+        return {
+            "name": Request(self.instance, {}, self.step).name,
+            "dtype": self.instance.dtype,
+            "module": self.module,
+            "instance": self.owner.instance,
+            "backward": self.owner.backward,
+            "sizes": sizes,
+            "places": self.places,
+            "called": [self.functions[function].kernels[i].name for function, i in self.places],
+            "tensors": {label: self._tensors(known) for label, known in sizes.items()},
+            "names": [stage_names(function, self.functions[function]) for function, _ in self.places],
+            "kernels": [kernel and kernel.to_json() for kernel in kernels],
+        }
+
+    def _tensors(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """Every argument by its name on the stage."""
+        tensors: dict[str, Any] = {}
+        for function, part in self.functions.items():
+            names = stage_names(function, part)
+            for arg in part.args:
+                shape = [evaluate(dim, sizes) for dim in arg.tensor.shape]
+                tensors.setdefault(names[arg.name], {"dtype": str(arg.tensor.dtype), "shape": shape, "role": arg.role})
+        return tensors
 
     def checks(self) -> dict[str, dict[str, int]]:
         """Sizes of the cases, by name."""
@@ -137,11 +219,6 @@ class Operator:
         if self.step:
             found = {name: sizes | {"T": 1} for name, sizes in found.items()}
         return found
-
-    def job(self, function: str, position: int) -> dict[str, Any]:
-        """What says to a building process which kernel is meant."""
-        owner = self.owner
-        return {"instance": owner.instance, "backward": owner.backward, "function": function, "position": position}
 
     def kernel(self, function: str, position: int) -> Kernel | None:
         """A kernel as something to search; None when its rule has nothing to decide."""
@@ -175,34 +252,55 @@ class Operator:
             code=hashlib.sha256(func.script().encode()).hexdigest()[:16],
         )
 
-    def write_stage(
-        self,
-        libraries: Mapping[tuple[str, int], str],
-        path: Path,
-        sizes: Mapping[str, int] | None = None,
-        case: Path | None = None,
-    ) -> None:
-        """Describe the stage (see `tilegen.tune.device.memory.Stage`) with the default of every kernel.
-
-        `sizes` : the tuned ones unless given; `case` : with references at these sizes, see `tilegen.tune.device.cases`.
-        """
-        sizes = sizes or self.sizes
-        tensors: dict[str, Any] = {}
-        for function, part in self.functions.items():
-            for arg in part.args:
-                name = stage_names(function, part)[arg.name]
-                shape = [evaluate(dim, sizes) for dim in arg.tensor.shape]
-                tensors.setdefault(name, {"dtype": str(arg.tensor.dtype), "shape": shape, "role": arg.role})
-        kernels = [
-            {"library": libraries[function, position], "names": stage_names(function, self.functions[function])}
-            for function, position in self.places
-        ]
-        described = {"sizes": sizes, "dtype": self.instance.dtype, "tensors": tensors, "kernels": kernels, "case": str(case)}
-        path.write_text(json.dumps(described))
-
     def _bytes(self, tensor: Any) -> int:
         shape = [evaluate(dim, self.sizes) for dim in tensor.shape]
         return int(np.prod(shape, dtype=np.int64)) * dtype_of(str(tensor.dtype)).itemsize
+
+
+class Sketch:
+    """An operator as its description in JSON says: its kernels, and what lies on its stage.
+
+    Attributes
+    ----------
+    places, called : function and position of each kernel, and its name in the plan.
+    sizes : those to measure at.
+    """
+
+    def __init__(self, described: Mapping[str, Any], target: BuildTarget) -> None:
+        self._described, self.target, self.text = described, target, target_text(target)
+        self.name: str = described["name"]
+        self.sizes: dict[str, int] = described["sizes"][TUNED]
+        self.places: list[tuple[str, int]] = [(function, int(position)) for function, position in described["places"]]
+        self.called = dict(zip(self.places, described["called"], strict=True))
+        self.kernels = {
+            place: Kernel.from_json(kernel) for place, kernel in zip(self.places, described["kernels"], strict=True) if kernel
+        }
+
+    def checks(self) -> dict[str, dict[str, int]]:
+        """Sizes of the cases, by name."""
+        return {name: sizes for name, sizes in self._described["sizes"].items() if name != TUNED}
+
+    def owner(self) -> dict[str, Any]:
+        """What says to a building process which operator is meant."""
+        return {name: self._described[name] for name in ("instance", "module", "backward")}
+
+    def job(self, function: str, position: int) -> dict[str, Any]:
+        """What says to a building process which kernel is meant."""
+        return self.owner() | {"function": function, "position": position}
+
+    def write_stage(
+        self, libraries: Mapping[tuple[str, int], str], path: Path, label: str = "", case: Path | None = None
+    ) -> None:
+        """Describe the stage (see `tilegen.tune.device.memory.Stage`) with the default of every kernel.
+
+        `label` : the check whose sizes it has, the tuned ones unless given; `case` : with references at these sizes.
+        """
+        label, described = label or TUNED, self._described
+        kernels = [
+            {"library": libraries[place], "names": names} for place, names in zip(self.places, described["names"], strict=True)
+        ]
+        parts = {"sizes": described["sizes"][label], "dtype": described["dtype"], "tensors": described["tensors"][label]}
+        path.write_text(json.dumps(parts | {"kernels": kernels, "case": str(case)}))
 
 
 def _left(kernel: Any) -> Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tilegen.build.target import BuildTarget
 from tilegen.errors import ArgumentError
 from tilegen.mechanisms import Instance
 from tilegen.tune.device.driver import ORDINAL
-from tilegen.tune.device.operators import STEP, Operator
+from tilegen.tune.device.operators import STEP, Request
 from tilegen.tune.device.search import Fleet
 from tilegen.tune.engine import Effort
 from tilegen.tune.local import Limits, Workshop
@@ -41,17 +40,16 @@ def tune_device(
     begun = time.monotonic()
     if unknown := set(functions) - {"forward", "backward", STEP}:
         raise ArgumentError(f"functions has {', '.join(sorted(unknown))}, must be of forward, backward, step")
-    work: list[tuple[str, Callable[[], Operator]]] = []
+    work: list[Request] = []
     for instance in instances:
         if set(functions) - {STEP}:
-            work.append((instance.mechanism.name, functools.partial(Operator, instance, target, shapes)))
+            work.append(Request(instance, shapes))
         step = instance.step_instance() if STEP in functions else None
         if step is not None:
-            work.append((f"{instance.mechanism.name} step", functools.partial(Operator, step, target, shapes, step=True)))
+            work.append(Request(step, shapes, step=True))
     with Workshop(target.tvm, limits=LIMITS, environment={ORDINAL: str(ordinal)}) as workshop:
         workshop.builders.recycle = workshop.meter.recycle = RECYCLE
         fleet = Fleet(workshop, effort, deadline=deadline, log_dir=log_dir, resume=resume, seed=seed, progress=progress)
-        workshop.bandwidth()
-        results = fleet.search(work)
+        results = fleet.search(work, target)
         bandwidth = workshop.bandwidth()
     return TuneReport(results, time.monotonic() - begun, fleet.skipped, target.device, bandwidth)

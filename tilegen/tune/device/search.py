@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tilegen.build.target import BuildTarget
 from tilegen.errors import ScheduleError
 from tilegen.tune import logs, records
 from tilegen.tune.device import winner
+from tilegen.tune.device.build import target_text
 from tilegen.tune.device.hunt import Hunt, Staged
-from tilegen.tune.device.operators import Operator
+from tilegen.tune.device.operators import Request, Sketch
 from tilegen.tune.engine import Candidate, Effort
 from tilegen.tune.evolve import Decisions
 from tilegen.tune.journal import OK, Outcome
@@ -43,7 +45,7 @@ RANKING = 0.6
 FINAL_SHARE = 0.25
 """Part of the time that is kept for the ranking at most."""
 
-ENDING = 0.4
+ENDING = 0.7
 """Seconds for ending the processes."""
 
 AHEAD = 2
@@ -78,33 +80,31 @@ class Fleet:
         self.skipped: list[tuple[str, str]] = []
         self.found: dict[Hunt, SearchResult] = {}
         self.trials = self.rejected = 0
-        self.busy = {"building": 0.0, "references": 0.0, "measuring": 0.0, "ranking": 0.0}
+        self.busy = {"planning": 0.0, "building": 0.0, "references": 0.0, "measuring": 0.0, "ranking": 0.0}
         """Seconds that processes worked."""
-        self._coming: deque[tuple[str, Callable[[], Operator]]] = deque()
+        self._coming: list[Request] = []
         self._first: deque[Job] = deque()
         self._cases: deque[Job] = deque()
         self._making = 0  # cases
         self._ranked = 0
 
-    def search(self, operators: Sequence[tuple[str, Callable[[], Operator]]]) -> list[SearchResult]:
+    def search(self, requests: Sequence[Request], target: BuildTarget) -> list[SearchResult]:
         """Search, rank and record.
-
-        Parameters
-        ----------
-        operators : name, and what makes it.
 
         Raises
         ------
         ScheduleError
             When no kernel of any operator has a valid candidate.
         """
-        self._coming.extend(operators)
-        self.workshop.bandwidth()  # while the building processes start
+        self._coming = list(requests)
+        self._first.extend(self._describe_job(request, target) for request in requests)
         try:
+            self._feed()
+            self.workshop.bandwidth()  # while the building processes start
             while (left := self._stop() - time.monotonic()) > 0 and self._feed():
-                self._wait(0.0 if self._coming else left)
+                self._wait(left)
             self._close()
-            self.skipped += [(name, TIME_UP) for name, _ in self._coming]
+            self.skipped += [(request.name, TIME_UP) for request in self._coming]
             return self._finish()
         finally:
             for hunt in self._hunts():
@@ -134,9 +134,6 @@ class Fleet:
             meter.submit(job)
         while builders.load < AHEAD * builders.size and (job := self._for_builders()) is not None:
             builders.submit(job)
-        if self._coming:
-            self._plan(*self._coming.popleft())
-            return True
         return bool(builders.load or meter.load or self._first or self._cases)
 
     def _for_builders(self) -> Job | None:
@@ -203,18 +200,24 @@ class Fleet:
         }
         return Job(backend.rank, arguments, limits.whole, functools.partial(self._judged, hunt, points))
 
-    def _plan(self, name: str, make: Callable[[], Operator]) -> None:
-        """Plan an operator and queue what its measurements need."""
-        self.progress.stage(f"planning {name}")
-        try:
-            staged = Staged(make(), self.workshop.folder)
-            for place in staged.operator.places:
-                kernel = staged.operator.kernel(*place)
-                if kernel is not None:
-                    staged.hunts[place] = Hunt(kernel, staged, self.log_dir, self.seed, self.resume)
-        except Exception as error:  # one operator that cannot be planned does not keep the others waiting
-            self.skipped.append((name, str(error) or type(error).__name__))
+    def _describe_job(self, request: Request, target: BuildTarget) -> Job:
+        instance = request.instance.key
+        arguments = {"instance": instance, "module": request.module, "given": dict(request.given), "step": request.step}
+        handle = functools.partial(self._planned, request, target)
+        arguments["target"] = target_text(target)
+        return Job(self.workshop.backend.describe, arguments, self.workshop.limits.whole, handle, instance)
+
+    def _planned(self, request: Request, target: BuildTarget, reply: Reply) -> None:
+        """Queue what the measurements of an operator need."""
+        self.busy["planning"] += reply.seconds
+        self._coming.remove(request)
+        problem = reply.message if reply.kind != OK else reply.value.get("error")
+        if problem is not None:
+            self.skipped.append((request.name, problem))
             return
+        staged = Staged(Sketch(reply.value, target), self.workshop.folder)
+        for place, kernel in staged.operator.kernels.items():
+            staged.hunts[place] = Hunt(kernel, staged, self.log_dir, self.seed, self.resume)
         self.staged.append(staged)
         if all(hunt.stopped(self.effort) and not hunt.finalists() for hunt in staged.hunts.values()):
             for hunt in staged.hunts.values():
@@ -229,14 +232,14 @@ class Fleet:
     ) -> Job:
         operator = staged.operator
         arguments = operator.job(*place) | {"decisions": list(decisions), "target": operator.text}
-        return Job(self.workshop.backend.build, arguments | {"folder": str(staged.folder)}, self.workshop.limits.build, handle)
+        arguments |= {"folder": str(staged.folder)}
+        return Job(self.workshop.backend.build, arguments, self.workshop.limits.build, handle, arguments["instance"])
 
     def _case_job(self, staged: Staged) -> Job:
-        owner, folder = staged.operator.owner, staged.folder / "cases"
-        arguments = {"instance": owner.instance, "backward": owner.backward, "sizes": staged.operator.checks()}
-        arguments |= {"seed": self.seed, "folder": str(folder)}
+        arguments, folder = staged.operator.owner(), staged.folder / "cases"
+        arguments |= {"sizes": staged.operator.checks(), "seed": self.seed, "folder": str(folder)}
         handle = functools.partial(self._prepared, staged, folder)
-        return Job(self.workshop.backend.prepare, arguments, self.workshop.limits.whole, handle)
+        return Job(self.workshop.backend.prepare, arguments, self.workshop.limits.whole, handle, arguments["instance"])
 
     def _on_stage(self, hunt: Hunt) -> dict[str, Any]:
         kernel = hunt.kernel
