@@ -32,7 +32,7 @@ def setup() -> None:
     driver.start()
 
 
-@functools.lru_cache(maxsize=32)
+@functools.cache
 def rehearsal(path: str) -> Rehearsal:
     """The rehearsal described in `path`."""
     return Rehearsal(path)
