@@ -61,7 +61,8 @@ def homes_of(program: Program) -> dict[tuple[te.Tensor, str], Shared]:
         kinds += [("narrow", str(program.narrow))] if held.narrow else []
         kinds += [("earlier", wide)] if held.earlier else []
         for kind, dtype in kinds:
-            found[tensor, kind] = Shared(f"{node.name}_{kind}", node.tile, dtype, first, final)
+            spread = program.kernel.only_products()
+            found[tensor, kind] = Shared(f"{node.name}_{kind}", node.tile, dtype, first, final, spread=spread)
     return found
 
 

@@ -21,12 +21,33 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from tilegen.expression.walkers import const_int
 from tilegen.plan.gpu import copying
 from tilegen.plan.idle import steps_with_work
 from tilegen.plan.keep import keep
 
+LATE = False
+
 if TYPE_CHECKING:
     from tilegen.plan.gpu.tile import TileEmitter
+    from tilegen.plan.tiles import TileKernel
+
+
+def ordered(kernel: TileKernel, axes: list[int]) -> list[int]:
+    """The axes of blocks, the fastest last: neighbours share the rows of the operand that is not known to be small."""
+    return sorted(axes, key=lambda k: const_int(kernel.space[k]) is not None) if kernel.only_products() else axes
+
+
+def mixed(block: TileEmitter, axes: list[int], number: Any, count: Any) -> Any:
+    """The place of the block with a `number` among `count`: every other one is counted from the end.
+
+    Where rows end before their buffer does, the first blocks multiply and the last ones write zeros.  Multiprocessors that have one
+    of each are busy with both, and none has two that multiply while another has none.
+    """
+    if not block.kernel.only_products() or const_int(block.kernel.space[axes[0]]) is not None:
+        return number
+    half = tirx.truncdiv(number, 2)
+    return block._let("place", keep(tirx.Select(tirx.truncmod(number, 2) == 0, half, count - 1 - half)), count)
 
 
 def fits(block: TileEmitter) -> bool:
@@ -64,10 +85,13 @@ def walk(block: TileEmitter, walked: int) -> None:
         arena.turn(step)
         copying.wait(ahead - 1)
         arena.meet()
-        fetch(step + ahead)
+        if not LATE:
+            fetch(step + ahead)
         block.outer[walked] = here
         for node in block._states():
             block._advance(node)
+        if LATE:
+            fetch(step + ahead)
     block.outer[walked] = kernel.extent - 1
     for node in block.program.emits:
         block._either(node)

@@ -25,6 +25,7 @@ class Shared:
     Parameters
     ----------
     shape : with padding; the rows of a matrix are `stride` elements apart, which spreads them over the banks.
+    spread : whether threads that take elements of a column shall find them in different banks, whatever the dtype.
     shift : elements by which this step's copy lies behind the first, where steps take turns (see `Arena.copies`).
     """
 
@@ -36,17 +37,18 @@ class Shared:
     offset: int = 0
     buffer: Any = None
     shift: Any = 0
+    spread: bool = False
 
     @property
     def stride(self) -> int:
-        """Elements between rows: an odd number of 16-byte groups for narrow matrices, one element more otherwise."""
+        """Elements between rows: an odd number of 16-byte groups for narrow matrices, and where rows are to be spread."""
         if len(self.shape) < 2:
             return 1
         row, width = self.shape[-1], dtype_bytes(self.dtype)
-        if width != 2:
+        if width != 2 and not self.spread:
             return row
-        groups = -(-row // 8)
-        return 8 * (groups + 1 - groups % 2)
+        groups = -(-row // (16 // width))
+        return 16 // width * (groups + 1 - groups % 2)
 
     @property
     def nbytes(self) -> int:

@@ -42,9 +42,9 @@ from tilegen.schedules.rule import Gpu
 def lower_tile(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
     """Emit a tile kernel.
 
-    Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` in a walk (1: to registers;
-    2: to shared memory where a tile is copied as it is), `apart` (0 or 1) for a launch for every result, `across` (warps along the
-    columns of a product), `stages` (steps of which shared memory holds tiles), `resident` (blocks that share a multiprocessor).
+    Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` in a walk (1: to registers; 2: to
+    shared memory where a tile is copied as it is), `apart` (0 or 1) for a launch for every result; of products besides `across` (warps
+    along columns), `stages` (steps in shared memory), `resident` (blocks of a multiprocessor).
     """
     assert isinstance(kernel, TileKernel)
     decisions = decisions if kernel.room is None else plain(decisions)
@@ -58,10 +58,7 @@ class TileEmitter(Nests):
     def emit(self) -> None:
         """The whole kernel."""
         kernel = self.kernel
-        axes = [k for k in self.parallel if const_int(kernel.space[k]) != 1]
-        if kernel.only_products():
-            # Neighbouring blocks share the rows of the operand that is not known to be small.
-            axes.sort(key=lambda k: const_int(kernel.space[k]) is not None)
+        axes = pipeline.ordered(kernel, [k for k in self.parallel if const_int(kernel.space[k]) != 1])
         blocks: Any = None
         for k in axes:
             blocks = kernel.space[k] if blocks is None else blocks * kernel.space[k]
@@ -76,7 +73,7 @@ class TileEmitter(Nests):
                 open_room(self.memory[kernel.room], self.far, block)
             for k in self.parallel:
                 self.outer[k] = tirx.const(0, "int32")
-            rest = block
+            rest = block if blocks is None else pipeline.mixed(self, axes, block, blocks)
             for k in reversed(axes):
                 extent = kernel.space[k]
                 here = rest if k == axes[0] else tirx.truncmod(rest, extent)
