@@ -106,7 +106,7 @@ class OnGpu:
         self.shape, self.dtype, self.device = torch.Size(shape), dtype, f"cuda:{{device}}"
         self.data_ptr, self.get_device = lambda: address, lambda: device
 
-torch.cuda.current_stream = lambda device: types.SimpleNamespace(cuda_stream=0x7E57)
+torch._C._cuda_getCurrentRawStream = lambda device: 0x7E57
 bundle = load({path!r})
 x, w, y = OnGpu(0xA0000000000, 3, 100, 64), OnGpu(0xB0000000000, 64), OnGpu(0xC0000000000, 3, 100, 64)
 try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.torch import double
 from tilegen import mechanisms
@@ -95,6 +97,28 @@ def test_opcheck_forward(op: Operator, offset: bool, grad: bool) -> None:
     config = double.with_offset(CONFIG) if offset else CONFIG
     values = [x.detach().requires_grad_(grad and n != "c") for n, x in with_state().items() if offset or n in "qk"]
     torch.library.opcheck(op.forward, (values, op.signature(config).text))
+
+
+def test_modes_and_transforms_see_the_operators(op: Operator) -> None:
+    """Calls that go round the dispatcher do so only where nobody listens."""
+    seen = []
+
+    class Listen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def run() -> None:
+        q, k = rows(2, 5, 3), rows(2, 5, 3)
+        op(CONFIG, {"q": q, "k": k})[0].sum().backward()
+
+    run()
+    with Listen():
+        run()
+    assert [func for func in seen if func in (op.forward, op.backward)] == [op.forward, op.backward]
+    with torch.profiler.profile() as profile:
+        run()
+    assert {str(op.forward.name()), str(op.backward.name())} <= {event.name for event in profile.events()}
 
 
 def test_opcheck_backward(op: Operator) -> None:

@@ -141,7 +141,7 @@ class Starter:
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
             plan = self._plans[key] = self._planned(arguments, device, context)
-        stream = sys.modules["torch"].cuda.current_stream(device).cuda_stream
+        stream = sys.modules["torch"]._C._cuda_getCurrentRawStream(device)  # what torch's compiler calls: no Stream object is made
         self._module.launch(context, plan, [x.data_ptr() for x in arguments], stream)
 
     def _planned(self, arguments: Sequence[Any], device: int, context: ctypes.c_void_p) -> list[_Launch]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from tilegen.errors import ArgumentError, AutodiffError
 from tilegen.mechanisms import Instance, Mechanism
@@ -23,6 +24,8 @@ DISPATCH = ("CPU", "CUDA")
 """Dispatch keys of the devices that libraries are built for."""
 
 TAGS = (torch.Tag.pt2_compliant_tag,)
+
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 _operators: dict[str, Operator] = {}
 
@@ -64,7 +67,9 @@ class Operator:
         signature = self.signature(config)
         inputs = _autocast(signature.dtypes, signature.gather(tensors))
         signature.check(inputs)
-        return tuple(self.forward(inputs, signature.text)[: len(signature.outputs)])
+        # Going round torch's dispatcher, where it would lead here anyway, saves more than all checks cost.
+        forward = self._differentiable_forward if _is_plain(inputs) else self.forward
+        return tuple(forward(inputs, signature.text)[: len(signature.outputs)])
 
     def _traced(self, config: str, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The call in terms that torch.compile can follow; the fake kernel checks the arguments."""
@@ -104,6 +109,12 @@ class Operator:
     def _differentiable_forward(self, inputs: list[torch.Tensor], config: str) -> list[torch.Tensor]:
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             return list(_Forward.apply(self, config, *inputs))
+        return self._below(inputs, config)
+
+    def _below(self, inputs: list[torch.Tensor], config: str) -> list[torch.Tensor]:
+        """The forward without autograd."""
+        if _is_plain(inputs):
+            return self._run_forward(inputs, config)
         with torch._C._AutoDispatchBelowAutograd():
             results: list[torch.Tensor] = self.forward(inputs, config)
         return results
@@ -114,6 +125,21 @@ class Operator:
         with torch._C._AutoDispatchBelowAutograd():
             results: list[torch.Tensor] = self.backward(tensors, instance)
         return results
+
+
+def _is_plain(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a call of torch's dispatcher with these tensors would only come to the device's kernel, by way of autograd.
+
+    So it is without modes (fake tensors, tracing, profiling), transforms (vmap, forward derivatives) and subclasses of tensors.
+    """
+    return (
+        all(type(x) in _PLAIN for x in tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.maybe_current_level() is None
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
+        and not torch._C._autograd._profiler_enabled()
+    )
 
 
 def _constants(name: str, config: str) -> tuple[tuple[str, ...], tuple[str, ...], int]:
@@ -139,8 +165,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, operator: Operator, config: str, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            results = operator.forward(list(inputs), config)
+        results = operator._below(list(inputs), config)
         library = operator.loaded(config, list(inputs))
         both = (*inputs, *results)
         ctx.save_for_backward(*[both[i] for i in library.kept])
@@ -155,7 +180,9 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         library, kept = ctx.library, ctx.saved_tensors
         given = [_or_zeros(grads[i], *output) for i, output in zip(library.grads, ctx.outputs, strict=True)]
-        results = ctx.operator.backward([*kept, *given], library.key)
+        tensors = [*kept, *given]
+        plain = not torch.is_grad_enabled() and _is_plain(tensors)
+        results = library.backward.run(tensors) if plain else ctx.operator.backward(tensors, library.key)
         found: list[torch.Tensor | None] = [None] * ctx.inputs
         for i, grad in zip(library.grad_inputs, results, strict=True):
             found[i] = grad
