@@ -27,7 +27,7 @@ from tilegen.schedules.rule import Gpu  # noqa: E402
 def functions_of(instance: Instance, wanted: tuple[str, ...], gpu: Gpu | None = None) -> dict[str, tuple[Instance, FunctionPlan]]:
     """The planned functions of a bundle for a CPU or for `gpu`, by name."""
     found: dict[str, tuple[Instance, FunctionPlan]] = {}
-    both = plan(instance, backward="backward" in wanted).functions
+    both = plan(instance, backward="backward" in wanted, pieces=gpu is not None).functions
     if gpu is not None:
         from tilegen.plan.gpu.divide import divided
         from tilegen.plan.gpu.partial import partial
@@ -37,7 +37,7 @@ def functions_of(instance: Instance, wanted: tuple[str, ...], gpu: Gpu | None = 
     found |= {name: (instance, function) for name, function in both.items() if name in wanted}
     step = instance.step_instance() if "step" in wanted else None
     if step is not None:
-        found["step"] = (step, plan(step, backward=False).functions["forward"])
+        found["step"] = (step, plan(step, backward=False, pieces=gpu is not None).functions["forward"])
     return found
 
 

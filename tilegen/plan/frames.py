@@ -36,6 +36,9 @@ from tilegen.expression.walkers import (
 from tilegen.plan import stages
 from tilegen.plan.access import anchors_below, stage_reads
 
+LAST = "tilegen.last"
+"""The attribute of a stage that is the last of a scan: to the steps of a walk it is there once that walk is over."""
+
 REPEATED, MANY = 4, 8
 """A stage that this many elements of a result share, and that is made from this many others, is written to memory first."""
 
@@ -69,6 +72,11 @@ def walk_axis(tensor: te.Tensor) -> int | None:
 def is_everywhere(tensor: te.Tensor) -> bool:
     """Whether a stage has elements that no tile stands for, so that it is computed from results in memory."""
     return bool(tensor.op.attrs) and EVERYWHERE in tensor.op.attrs
+
+
+def is_last(tensor: te.Tensor) -> bool:
+    """Whether a stage is the last of a scan that other walks read."""
+    return bool(tensor.op.attrs) and LAST in tensor.op.attrs
 
 
 def is_local(tensor: te.Tensor) -> bool:
@@ -281,11 +289,11 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
         bounds = [analyzer.const_int_bound(simple(substitute(i, begin))) if hasattr(i, "ty") else None for i in indices]
         return [1 if b is None else int(b.max_value) - int(b.min_value) + 1 for b in bounds]
 
-    def visit(current: te.Tensor, indices: list[Any], top: bool) -> None:
+    def visit(current: te.Tensor, indices: list[Any], top: bool, within: bool = False) -> None:
         if elements and frame.located(current, indices[0], at, inside, elements) is not None:
             return
         indices = [simple(i) for i in indices]
-        if is_table(current) and not top:
+        if (is_table(current) and not top) or (within and is_last(current)):
             found.memory.add(current)
             return
         rank, axis = outer_rank(current), walk_axis(current)
@@ -310,7 +318,7 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
                 return
             (found.walks if axis is not None else found.locals).add(current)
             for source, reads_at in _reads(current, [*at, *inner_variables(current)], analyzer):
-                visit(source, reads_at, False)
+                visit(source, reads_at, False, True)
             return
         if stages.kind(current) == "map":
             apart = not tiled and ((frame_like(current) and is_summary(current, ready)) or is_narrowed(current, ready))
@@ -322,7 +330,7 @@ def cone(tensor: te.Tensor, frame: Frame, ready: Collection[te.Tensor]) -> Cone:
                 found.memory.add(current)
                 return
             for source, reads_at in stage_reads(current, indices):
-                visit(source, reads_at, False)
+                visit(source, reads_at, False, within)
             return
         if stages.kind(current) != "input":
             found.memory.add(current)

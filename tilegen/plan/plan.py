@@ -26,6 +26,7 @@ from tilegen.plan.evaluate import MathRule
 from tilegen.plan.graphs import Graph, backward_graph, forward_graph
 from tilegen.plan.kernel import Kernel
 from tilegen.plan.partition import Partition
+from tilegen.plan.pieces import in_pieces
 from tilegen.plan.tiles import TileKernel, TilePartition, has_tiles
 
 SLACK = 1.02
@@ -99,17 +100,27 @@ class Plan:
     chosen: Choice | None = None
 
 
-def plan(instance: Instance, sizes: dict[str, int] | None = None, balance: Balance | None = None, *, backward: bool = True) -> Plan:
-    """Plan the forward and, if asked, the backward of `instance`; `sizes` makes the symbolic sizes static."""
+def plan(
+    instance: Instance,
+    sizes: dict[str, int] | None = None,
+    balance: Balance | None = None,
+    *,
+    backward: bool = True,
+    pieces: bool = False,
+) -> Plan:
+    """Plan the forward and, if asked, the backward of `instance`; `sizes` makes the symbolic sizes static.
+
+    `pieces` is for devices on which a task has little memory: lists that it cannot hold are walked.
+    """
     balance = balance or Balance()
     forward = forward_graph(instance, sizes)
     distinct_outputs(forward)
     if not backward:
-        in_blocks(forward)
+        in_blocks(forward, pieces=pieces)
         return Plan(instance, {"forward": plan_forward(forward, [])})
     back = backward_graph(instance, forward)
     distinct_outputs(back)
-    in_blocks(forward, back)
+    in_blocks(forward, back, pieces=pieces)
     best: Plan | None = None
     choices: list[Choice] = []
     room = SAVED_SHARE * sum(nbytes(t) for t in [*forward.inputs.values(), *forward.outputs.values()])
@@ -127,9 +138,10 @@ def plan(instance: Instance, sizes: dict[str, int] | None = None, balance: Balan
     return best
 
 
-def in_blocks(*graphs: Graph) -> None:
-    """Cut the large contractions of some graphs that share stages into blocks."""
-    changed = iter(blocked([tensor for graph in graphs for tensor in graph.outputs.values()]))
+def in_blocks(*graphs: Graph, pieces: bool = False) -> None:
+    """Cut the large contractions of some graphs that share stages into blocks, and if wanted the long lists of tiles into pieces."""
+    tensors = [tensor for graph in graphs for tensor in graph.outputs.values()]
+    changed = iter(blocked(in_pieces(tensors) if pieces else tensors))
     for graph in graphs:
         graph.outputs.update({name: next(changed) for name in graph.outputs})
 

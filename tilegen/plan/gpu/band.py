@@ -76,7 +76,8 @@ def _families(program: Any) -> Iterator[list[Node]]:
         if node.way in ("fragment", "rowstat"):
             for read in node.reads:
                 source = program.nodes[read.source]
-                if source.way in FRAGMENTS and _is_point(read.at, node):
+                # A product that a state accumulates is no step of its own.
+                if source.way in FRAGMENTS and source.role != "fused" and _is_point(read.at, node):
                     known.union(node.position, source.position)
     for positions in known.to_sets():
         yield [program.steps[k] for k in sorted(positions)]
