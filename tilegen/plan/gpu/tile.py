@@ -16,7 +16,7 @@ Which stages are held, and how, is `tilegen.plan.gpu.program`'s business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from tvm import ir, te, tirx
@@ -129,9 +129,8 @@ class TileEmitter(Nests):
     @contextmanager
     def _resident(self) -> Iterator[None]:
         """A walk may have a multiprocessor alone, and all its registers, unless it is said how many blocks share one."""
-        with ExitStack() as stack:
-            if self.kernel.walked is not None:
-                stack.enter_context(T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", self.resident))
+        walks = self.kernel.walked is not None
+        with T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", self.resident) if walks else nullcontext():
             yield
 
     def _busy(self) -> Any:
