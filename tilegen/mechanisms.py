@@ -192,6 +192,13 @@ def get(name: str) -> Mechanism:
     return _REGISTRY[name]
 
 
+def default_options(name: str) -> dict[str, Any]:
+    """The options of a mechanism that have a default, by name; none when it is not registered (nothing is imported to find it)."""
+    found = _REGISTRY.get(name)
+    fields = dataclasses.fields(found.config) if found is not None else ()
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
 def names() -> list[str]:
     """The names of all registered mechanisms, sorted."""
     importlib.import_module("tilegen.ops")

@@ -244,6 +244,18 @@ def test_prune_keeps_the_best_of_each_key(tmp_path: Path) -> None:
     assert logs.prune(path, keep=1) == 0
 
 
+def test_an_option_that_came_later_does_not_make_records_useless(tmp_path: Path) -> None:
+    import tilegen.ops  # noqa: F401
+
+    op = {"op": "elementwise_attention"}
+    old, new = key(config={"order": 6, "causal": True}, **op), key(config={"order": 6, "causal": True, "packed": False}, **op)
+    other = key(config={"order": 6, "causal": True, "packed": True}, **op)
+    assert old == new != other
+    write(tmp_path, record(k=old))
+    assert records.lookup(new, tmp_path) is not None
+    assert records.lookup(other, tmp_path) is None
+
+
 def test_a_table_has_the_best_record_of_each_kernel(tmp_path: Path) -> None:
     write(tmp_path, record(seconds=4e-3), record(seconds=1e-3), record(seconds=2e-3, k=key(kernel="walk1")))
     text = "\n".join(gains.tables(tmp_path))

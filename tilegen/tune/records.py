@@ -20,6 +20,7 @@ import msgspec
 
 from tilegen import settings
 from tilegen.build.host import cores
+from tilegen.mechanisms import default_options
 
 SCHEMA = 1
 SOURCES = ("user", "shipped", "nearest")
@@ -51,8 +52,14 @@ class RecordKey:
 
     @property
     def task(self) -> str:
-        """Canonical text of everything but the device: what must agree for a record of another device to fit."""
-        return canonical({k: v for k, v in dataclasses.asdict(self).items() if k not in ("host", "arch")})
+        """Canonical text of everything but the device: what must agree for a record of another device to fit.
+
+        Options at their default do not count: an operator may have got options since a record was written.
+        """
+        parts = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("host", "arch")}
+        defaults = default_options(self.op)
+        parts["config"] = {k: v for k, v in parts["config"].items() if k not in defaults or canonical(v) != canonical(defaults[k])}
+        return canonical(parts)
 
     @property
     def id(self) -> str:
