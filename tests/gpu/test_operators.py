@@ -14,6 +14,7 @@ from tilegen import mechanisms, ops
 from tilegen.bench.check import judge, norm, require
 from tilegen.bench.spec import load
 from tilegen.bundle import shapes
+from tilegen.torch.loaded import provenance
 
 pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -74,6 +75,20 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tolerance_rule(case: Case, dtype: torch.dtype) -> None:
     require(judge(case.call(), case.formula(), case.inputs(dtype, 333), measure=norm))
+
+
+def test_tiles_that_no_block_holds() -> None:
+    """328 KB of keys and values; shared memory has 227 on the largest card."""
+    case = Case("local_attention", {"D": 128, "E": 128}, {"window": 256})
+    require(judge(case.call(), case.formula(), case.inputs(torch.float32, 333), measure=norm))
+
+
+def test_no_case_falls_to_a_generic_rule() -> None:
+    for case in CASES:
+        run, inputs = case.call(), [x.requires_grad_() for x in case.inputs(torch.bfloat16, 65)]
+        torch.autograd.grad([y.sum() for y in run(*inputs)], inputs)
+    made = {op: [place["rule"] for one in provenance(op).values() for place in one] for op in {case.op for case in CASES}}
+    assert all(rules and "cuda.walk_plain" not in rules for rules in made.values()), made
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

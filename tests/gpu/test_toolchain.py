@@ -122,6 +122,35 @@ def test_nvrtc_leaves_out_what_takes_registers_where_kernels_spill():
     assert nvcc.spilled(found) == 0
 
 
+ALONE = """
+import sys
+from tilegen.runtime import load
+bundle = load(sys.argv[1])
+import torch
+q, k, v = (torch.randn(2, 777, 3, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+o = bundle.forward(q, k, v)
+grads = bundle.backward(q, k, v, o)
+exact = [x.double().requires_grad_() for x in (q, k, v)]
+scores = torch.einsum("bihd,bjhd->bhij", exact[0], exact[1]).tril() / 8
+y = torch.einsum("bhij,bjhd->bihd", scores, exact[2])
+for got, want in zip((o, *grads), (y, *torch.autograd.grad(y, exact, o.double())), strict=True):
+    assert (got.double() - want).norm() <= 0.01 * want.norm()
+maps = {line.split("/")[-1].strip() for line in open("/proc/self/maps") if ".so" in line}
+print([name for name in (*sys.modules, *maps) if name == "tvm" or name.startswith(("tvm.", "libtvm_compiler", "libtvm_runtime"))])
+"""
+
+
+def test_a_bundle_exported_by_name_needs_no_compiler(tmp_path):
+    """What `tilegen export --target sm_90` makes, on such a card: tvm-ffi and the CUDA runtime in the library are all there is."""
+    here = f"sm_{gpus.of_device().capability}"
+    given = instance("linear_attention", ["D=64", "E=64"], "bfloat16")
+    library.compile(given, tmp_path, target=here, functions=("forward", "backward"), compiler="nvcc")
+    command = [sys.executable, "-c", ALONE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
 WARM = """
 import sys, torch
 from tests.cuda import scaled

@@ -30,6 +30,7 @@ _DEVICE = (
 )
 # Optimisations that take registers are left out.
 SPARING = ("--ptxas-options=--register-usage-level=0",)
+_LITTLE = 4096  # bytes of spills; kernels that spill more do so in any case, and take long to compile
 _OPTIONS = (
     *_DEVICE,
     "-O3",
@@ -144,7 +145,7 @@ def cubin(kernels: str, arch: str) -> tuple[bytes, list[Resources]]:
 def _without_spills(command: list[str], folder: str, name: str) -> tuple[Path, list[Resources]]:
     """What a command compiles, called `name`; where kernels spill registers, what it compiles when asked to use few, if they do not."""
     found = parse(_run([*command, "-o", name], folder))
-    if spilled(found):
+    if may_spare(found):
         (sparing := Path(folder) / "sparing").mkdir()
         shutil.copy(Path(folder) / _TEXT, sparing)
         again = parse(_run([*command, *SPARING, "-o", name], str(sparing)))
@@ -156,6 +157,11 @@ def _without_spills(command: list[str], folder: str, name: str) -> tuple[Path, l
 def spilled(found: Sequence[Resources]) -> int:
     """Bytes that kernels store because they have too few registers."""
     return sum(one.spill_stores for one in found)
+
+
+def may_spare(found: Sequence[Resources]) -> bool:
+    """Whether kernels spill so little that `SPARING` may help."""
+    return 0 < spilled(found) <= _LITTLE
 
 
 def examine(kernels: str, arch: str) -> list[Resources]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tilegen.build.nvcc import SPARING, Resources, parse, spilled
+from tilegen.build.nvcc import SPARING, Resources, may_spare, parse, spilled
 from tilegen.errors import BuildError
 
 # In place of what the text includes beside the half-precision headers: parts of libcu++, of which kernels use these names alone,
@@ -120,7 +120,7 @@ def compile(source: str, arch: str) -> tuple[bytes, list[Resources]]:
         ctypes.CDLL(part)  # NVRTC looks for it by name, which finds what is loaded
     nvrtc, text = ctypes.CDLL(library.path), plain(source)
     made = _compiled(nvrtc, text, options, arch)
-    if not spilled(made[1]):
+    if not may_spare(made[1]):
         return made
     return min(made, _compiled(nvrtc, text, [*options, *SPARING], arch), key=lambda each: spilled(each[1]))
 

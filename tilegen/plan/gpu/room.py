@@ -26,7 +26,8 @@ from tilegen.plan.plan import FunctionPlan, PlanArg
 from tilegen.plan.tiles import TileKernel
 from tilegen.schedules.rule import Fixed, Gpu, dtype_bytes
 
-WARPS = (1, 2, 4, 8)
+WARPS = 8
+"""Of a block: tiles so large take many registers."""
 
 
 def roomed(function: FunctionPlan, gpu: Gpu) -> FunctionPlan:
@@ -35,7 +36,7 @@ def roomed(function: FunctionPlan, gpu: Gpu) -> FunctionPlan:
     args = list(function.args)
     for kernel in function.kernels:
         if isinstance(kernel, TileKernel) and not _fits(kernel, function, gpu):
-            words = max(place(list(homes_of(Program(kernel, kernel.memory, n, None)).values())) for n in WARPS) // 4
+            words = place(list(homes_of(Program(kernel, kernel.memory, WARPS, None)).values())) // 4
             tensor = placeholder([_blocks(kernel), words], "float32", f"{kernel.name}_room")
             args.append(PlanArg(f"workspace_{kernel.name}_room", "workspace", tensor))
             kernel = dataclasses.replace(kernel, room=tensor)
@@ -43,9 +44,8 @@ def roomed(function: FunctionPlan, gpu: Gpu) -> FunctionPlan:
     return dataclasses.replace(function, args=args, kernels=kernels)
 
 
-def plain(decisions: Mapping[str, int]) -> dict[str, int]:
-    """What a kernel with a room can follow of some decisions: one launch whose blocks compute whole results, nothing fetched ahead."""
-    return {"warps": decisions["warps"], "parts": 1, "prefetch": 0}
+DECISIONS: Mapping[str, int] = {"warps": WARPS, "parts": 1, "prefetch": 0}
+"""How a kernel with a room runs: one launch whose blocks compute whole results, nothing fetched ahead."""
 
 
 def _fits(kernel: TileKernel, function: FunctionPlan, gpu: Gpu) -> bool:

@@ -30,7 +30,7 @@ from tilegen.plan.gpu import copying, pipeline, runs, writing
 from tilegen.plan.gpu.func import Buffers, Decisions, launch
 from tilegen.plan.gpu.nests import Nests
 from tilegen.plan.gpu.program import Node
-from tilegen.plan.gpu.room import open_room, plain
+from tilegen.plan.gpu.room import DECISIONS, open_room
 from tilegen.plan.gpu.values import Values, rounded
 from tilegen.plan.idle import busy
 from tilegen.plan.keep import keep
@@ -47,7 +47,7 @@ def lower_tile(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu,
     along columns), `stages` (steps in shared memory), `resident` (blocks of a multiprocessor).
     """
     assert isinstance(kernel, TileKernel)
-    decisions = decisions if kernel.room is None else plain(decisions)
+    decisions = decisions if kernel.room is None else DECISIONS
     for one in kernel.apart() if decisions.get("apart") else [kernel]:
         TileEmitter(one, buffers, decisions, gpu, math).emit()
 
