@@ -205,7 +205,11 @@ class Block:
         branch, side = self.program.branch, self.side
         if branch is not None and side is not None:
             values.assumed = lambda expr: branch.assumed(expr, side, self._is_here)
-        values.products = [self.registers[t] for t, held in self.program.held.items() if held.node.way == "contract"]
+        values.products = [
+            self.registers[t]
+            for t, held in self.program.held.items()
+            if held.node.way == "contract" or (held.node.way == "fragment" and self.program.chooses(t))
+        ]
         return values
 
     def _is_here(self, at: Sequence[Any]) -> bool:

@@ -15,6 +15,7 @@ from tvm import ir, sym, te, tirx
 from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import (
+    call_name,
     const_int,
     factors,
     find,
@@ -159,12 +160,17 @@ class Holding:
             more = [
                 t
                 for t, readers in self.direct.items()
-                if len(readers) > 1 and t not in self.keep and _costly(t) and len(self.inner(t)) <= 2
+                if len(readers) > 1 and t not in self.keep and (_costly(t) or self.chooses(t)) and len(self.inner(t)) <= 2
             ]
             more += [t for t in dict.fromkeys(self.repeated) if t not in self.keep and t not in more]
             if not more:
                 return
             kept += more
+
+    def chooses(self, tensor: te.Tensor) -> bool:
+        """Whether a stage is a choice about an element of a product, as a mask is: every reader would make it again."""
+        body = stages.body(tensor) if stages.kind(tensor) == "map" else None
+        return call_name(body) == "if_then_else" and any(t in self.operands for t, _ in stages.reads(tensor))
 
     def inner(self, tensor: te.Tensor) -> list[int]:
         """The extents inside the tile."""
