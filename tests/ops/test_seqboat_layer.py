@@ -134,6 +134,16 @@ def test_the_other_sequences_of_a_batch_change_nothing() -> None:
         torch.testing.assert_close(m(x[one : one + 1]), y[one : one + 1], rtol=1e-6, atol=1e-6)
 
 
+def test_room_for_fewer_rows_changes_nothing_until_it_is_too_small() -> None:
+    m, small, x = layer(**CONFIGS[0]), layer(capacity=0.8, **CONFIGS[0]), tokens(3, 23)
+    assert 0 < m.activity(x).sum() <= 0.8 * 69
+    torch.testing.assert_close(small(x), m(x), rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        small.hx_proj.bias[1] = 50.0
+    with pytest.raises(ArgumentError, match=r"capacity is 56, must be at least 69"):
+        small(x)
+
+
 @pytest.mark.parametrize("bias", [-50.0, 50.0], ids=["none-active", "all-active"])
 def test_sequences_with_no_and_with_only_active_tokens(bias: float) -> None:
     m, x = layer(**CONFIGS[0]), tokens(2, 23)
@@ -169,6 +179,7 @@ CASES = {
     "odd keys": (lambda: nn.SeqBoat(D, window=W, key_dim=9), "key_dim is 9, must be even with rotary positions"),
     "dim": (lambda: nn.SeqBoat(0, window=W), "dim is 0, must be an integer of at least 1"),
     "distance": (lambda: nn.SeqBoat(D, window=W, position="relative", max_distance=0), "max_distance is 0, must be"),
+    "capacity": (lambda: nn.SeqBoat(D, window=W, capacity=0.0), "capacity is 0.0, must be a share of all tokens"),
     "window": (lambda: nn.SeqBoat(D, window=0), "window is 0, must be"),
     "temperature": (lambda: nn.SeqBoat(D, window=W, temperature=0.0), "temperature is 0.0, must be a finite number above 0"),
     "input": (lambda: nn.SeqBoat(D, window=W)(torch.zeros(2, 3, 5)), r"x has shape \[2, 3, 5\], must be \[B, T, D\] with D = 12"),

@@ -51,6 +51,8 @@ class SeqBoat(nn.Module):
     position : "rotary" or "relative", by positions in the sequence, the latter a table of biases by distance; or "local", such a table
         by distance among active tokens.
     max_distance : R of "relative": distances from there on have one bias; R + 1 entries when causal, 2 R + 1 otherwise.
+    capacity : the share of all tokens of a batch that there is room for among the active ones.  Memory, and time for what is done to all
+        rows of the buffers, go with it; more active tokens are an error (`tilegen.ops.compact`), on a GPU one that ends the process.
     prenorm : norm before the EMA; otherwise after the whole.
     norm : "layer" or "batch".
     temperature : c of the initial tau = c sqrt(D); 0.3 for text, 0.4 for images, 1.0 for long or raw signals.
@@ -73,6 +75,7 @@ class SeqBoat(nn.Module):
         kind: str = "softmax",
         position: str = "rotary",
         max_distance: int = 2047,
+        capacity: float = 1.0,
         prenorm: bool = True,
         norm: str = "layer",
         temperature: float = 1.0,
@@ -93,7 +96,10 @@ class SeqBoat(nn.Module):
             raise ArgumentError(f"key_dim is {key_dim}, must be even with rotary positions, which turn pairs")
         if not (isinstance(temperature, (int, float)) and math.isfinite(temperature) and temperature > 0):
             raise ArgumentError(f"temperature is {temperature!r}, must be a finite number above 0")
+        if not (isinstance(capacity, (int, float)) and 0 < capacity <= 1):
+            raise ArgumentError(f"capacity is {capacity!r}, must be a share of all tokens above 0 and at most 1")
         Config(window, kind, causal)
+        self.capacity = float(capacity)
         self.dim, self.key_dim, self.value_dim, self.orders = dim, key_dim, value_dim, orders
         self.window, self.causal, self.kind, self.position, self.prenorm = window, causal, kind, position, prenorm
         self.temperature = float(temperature)
@@ -205,7 +211,8 @@ class SeqBoat(nn.Module):
         else:
             filtered, h = ops.ema(rows, *self._ema(), causal=False), None
         e, skip, active, confidence = self._route(filtered)
-        rows, cu_seqlens, positions = ops.compact(e, active, return_positions=True)
+        room = None if self.capacity == 1 else math.ceil(self.capacity * x.shape[0] * x.shape[1])
+        rows, cu_seqlens, positions = ops.compact(e, active, capacity=room, return_positions=True)
         # Both projections end where the active rows do: what lies behind is zero before attention, and not read after it.
         project = lambda x, map: ops.packed_linear(x, map.weight, map.bias, cu_seqlens=cu_seqlens)  # noqa: E731
         q, k, r, v = self._unit(project(rows, self.mx_proj).unsqueeze(0), positions.unsqueeze(0))
