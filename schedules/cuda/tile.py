@@ -14,6 +14,10 @@ WARPS = (1, 2, 4, 8)
 PARTS = (1, 2, 4, 8)
 PREFETCH = (0, 1, 2)
 """Not at all, to registers, or to shared memory where a tile is copied as it is."""
+STAGES = (2, 3, 4)
+"""Steps of which shared memory holds tiles, if it has room for so many."""
+AHEAD = 44
+"""Registers of a thread that tiles may take on their way."""
 NARROWEST = 32
 """Columns of a result that are worth a block of their own: what all parts need is computed by each of them."""
 STATE = 32 * 64
@@ -61,9 +65,8 @@ class Tile:
             "warps", WARPS, 8 if walks and (crowded or kernel.only_products() or not kernel.multiplies(gpu)) else 4
         )
         if walks:
-            made["prefetch"] = decide(
-                "prefetch", PREFETCH, 1 if kernel.state_elements(apart) // made["parts"] < LARGE // 2 else 2
-            )
+            made["prefetch"] = decide("prefetch", PREFETCH, ahead(kernel, made["warps"], made["parts"], apart))
+            made["stages"] = decide("stages", STAGES, STAGES[0])
         if alone:
             made["apart"] = int(apart)
         # Walks enough for half of the multiprocessors take no second part: both would share a multiprocessor, and read all twice.
@@ -72,7 +75,15 @@ class Tile:
             made["whole"] = decide("whole", (0, half), half)
             if made["whole"]:
                 made["whole_warps"] = decide("whole_warps", (4, 8), 8 if kernel.state_elements() > LARGE else 4)
+                made["whole_prefetch"] = decide("whole_prefetch", PREFETCH, ahead(kernel, made["whole_warps"], 1, False))
         return made
+
+
+def ahead(kernel: Any, warps: int, parts: int, apart: bool) -> int:
+    """How tiles of a walk are fetched ahead: by way of registers where a thread has enough of them for tiles and states."""
+    if kernel.state_elements(apart) // parts >= LARGE // 2:
+        return 2
+    return 1 if kernel.loaded_bytes(parts, apart) <= AHEAD * 4 * 32 * warps else 2
 
 
 RULES = [Tile()]

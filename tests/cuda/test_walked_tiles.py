@@ -61,7 +61,8 @@ def test_every_decision_gives_the_same_gradients(apart, parts, warps, prefetch, 
     """Of few walks and of many, where there are two: with `whole` 2 and 3 they are either."""
     instance = linear(32, chunk=32)
     function = plan(instance).functions["backward"]
-    decisions = {"warps": warps, "parts": parts, "prefetch": prefetch, "apart": apart, "whole": whole, "whole_warps": 4}
+    decisions = {"warps": warps, "parts": parts, "prefetch": prefetch, "apart": apart, "stages": prefetch + 1}
+    decisions |= {"whole": whole, "whole_warps": 4, "whole_prefetch": 1}
     run = EmulatedModule(text_of(function, decisions))
     q, k, v, do = tensors(0, 4, 32)
     reference = instance.mechanism.reference
@@ -128,6 +129,9 @@ def test_tiles_that_are_copied_as_they_are_pass_no_register():
     assert body.count("tilegen_copied(") == 1
     (body,) = bodies(text_of(function, {**decisions, "prefetch": 1}))
     assert "tilegen_copy(" not in body
+    (body,) = bodies(text_of(function, {**decisions, "stages": 3}))  # of the first two steps, and two steps ahead
+    assert body.count("tilegen_copy(") == 9
+    assert body.count("tilegen_copied_but_0(") == 1
     single = plan(linear(64, "float32")).functions["forward"]
     assert "tilegen_copy(" not in text_of(single, decisions)
 

@@ -101,6 +101,16 @@ class TileKernel(Kernel):
         found = [Program(one, one.memory, 1, None).cuts for one in (self.apart() if apart else [self])]
         return math.gcd(*[1 if cuts is None else cuts[1] for cuts in found])
 
+    def loaded_bytes(self, parts: int, apart: bool = False) -> int:
+        """The bytes of the tiles of memory that a block loads for one step, in the dtype they have there."""
+        from tilegen.plan.gpu.block import narrow_dtype
+        from tilegen.plan.gpu.program import Program
+        from tilegen.schedules.rule import dtype_bytes
+
+        width = dtype_bytes(narrow_dtype([*self.memory, *self.emits]) or "float32")
+        programs = [Program(one, one.memory, 1, None, parts) for one in (self.apart() if apart else [self])]
+        return max(sum(math.prod(n.extents) for n in one.steps if n.role == "load") for one in programs) * width
+
     def shared_bytes(self, gpu: Gpu, warps: int, parts: int, apart: bool = False) -> int:
         """The shared memory of a block of `warps` warps that computes one of `parts` parts of the results."""
         from tilegen.plan.gpu.block import shared_bytes

@@ -101,14 +101,14 @@ class Loading(Block):
                 rest = tirx.truncdiv(rest, count // step)
             yield turn * run, found, exists
 
-    def _fetch(self, condition: Any) -> None:
-        """Issue the vector loads of every tile that is loaded, into registers."""
+    def _fetch(self, condition: Any, copies: bool = True) -> None:
+        """Issue the vector loads of every tile that is loaded, into registers, and (with `copies`) those past them."""
         if not hasattr(self, "slots"):
             self.slots: dict[tuple[te.Tensor, Piece], list[Any]] = {}
         loads = [n for n in self.program.steps if n.role == "load"]
         copied = [n for n in loads if self._is_copied(n)]
         with self._if(condition):
-            for node in copied:
+            for node in copied if copies else []:
                 self._start_copies(node)
         for node in [n for n in loads if n not in copied]:
             for piece in self._pieces(node):

@@ -16,6 +16,7 @@ shorter than what memory takes to answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
@@ -95,3 +96,30 @@ def walk(block: TileEmitter, walked: int) -> None:
     block.outer[walked] = kernel.extent - 1
     for node in block.program.emits:
         block._either(node)
+
+
+def lead(block: TileEmitter, walked: int) -> int:
+    """How many steps before they are needed the tiles of any walk are copied: more than one where shared memory has room for them."""
+    if block.arena.copies < 3:
+        return 1
+    block.outer[walked] = tirx.const(0, "int32")
+    copied = any(block._is_copied(n) for n in block.program.steps if n.role == "load")
+    # Steps with nothing to do have no group of copies that could be waited for.
+    return block.arena.copies - 1 if copied and block._busy() is None else 1
+
+
+def copy_ahead(block: TileEmitter, step: Any, index: Callable[[Any], Any]) -> None:
+    """Start the copies of the tiles of a `step`, if there is such a step; those started before are a group of their own.
+
+    Parameters
+    ----------
+    index : where on the walked axis a step is.
+    """
+    walked, extent = block.kernel.walked, block.kernel.extent
+    assert walked is not None
+    copying.group()
+    block.outer[walked] = block._let("later", index(step), extent)
+    with block.arena.ahead(step), block._if(step < extent):
+        for node in block.program.steps:
+            if node.role == "load" and block._is_copied(node):
+                block._start_copies(node)

@@ -25,31 +25,15 @@ from tvm.tirx.script.builder import ir as T
 from tilegen.errors import PlanError
 from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import conjunction, const_int, substitute, variables
-from tilegen.plan.evaluate import MathRule, identity
+from tilegen.plan.evaluate import identity
 from tilegen.plan.gpu import copying, pipeline, runs, writing
-from tilegen.plan.gpu.func import Buffers, Decisions, launch
+from tilegen.plan.gpu.func import launch
 from tilegen.plan.gpu.nests import Nests
 from tilegen.plan.gpu.program import Node
-from tilegen.plan.gpu.room import DECISIONS, open_room
+from tilegen.plan.gpu.room import open_room
 from tilegen.plan.gpu.values import Values, rounded
 from tilegen.plan.idle import busy
 from tilegen.plan.keep import keep
-from tilegen.plan.kernel import Kernel
-from tilegen.plan.tiles import TileKernel
-from tilegen.schedules.rule import Gpu
-
-
-def lower_tile(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gpu, math: MathRule) -> None:
-    """Emit a tile kernel.
-
-    Decisions: `warps` of a block, `parts` in which blocks share out an axis of the results, `prefetch` in a walk (1: to registers; 2: to
-    shared memory where a tile is copied as it is), `apart` (0 or 1) for a launch for every result; of products besides `across` (warps
-    along columns), `stages` (steps in shared memory), `resident` (blocks of a multiprocessor).
-    """
-    assert isinstance(kernel, TileKernel)
-    decisions = decisions if kernel.room is None else DECISIONS
-    for one in kernel.apart() if decisions.get("apart") else [kernel]:
-        TileEmitter(one, buffers, decisions, gpu, math).emit()
 
 
 class TileEmitter(Nests):
@@ -101,9 +85,12 @@ class TileEmitter(Nests):
         kernel = self.kernel
         extent = kernel.extent
         index = lambda step: extent - 1 - step if kernel.reverse else step  # noqa: E731
+        self.lead = lead = pipeline.lead(self, walked)
         if self.prefetch:
             self.outer[walked] = self._let("first", index(tirx.const(0, "int32")), extent)
             self._fetch(self._busy())
+        for early in range(1, lead):
+            pipeline.copy_ahead(self, tirx.const(early, "int32"), index)
         with T.serial(0, extent) as step:
             self.outer[walked] = here = self._let("step", index(step), extent)
             self.arena.turn(step)
@@ -111,7 +98,9 @@ class TileEmitter(Nests):
             def ahead() -> None:
                 self.outer[walked] = self._let("next", index(step + 1), extent)
                 with self.arena.ahead(step + 1):
-                    self._fetch(conjunction(c for c in (step + 1 < extent, self._busy()) if c is not None))
+                    self._fetch(conjunction(c for c in (step + 1 < extent, self._busy()) if c is not None), copies=lead == 1)
+                if lead > 1:
+                    pipeline.copy_ahead(self, step + lead, index)
                 self.outer[walked] = here
 
             busy = self._busy()
@@ -152,7 +141,7 @@ class TileEmitter(Nests):
             self._load(node)
         if any(self._is_copied(node) for node in loads):
             # What is copied next goes where the step before read: all of them are done with it after this barrier.
-            copying.wait()
+            copying.wait(self.lead - 2 if self.lead > 1 else None)
             self.arena.meet()
         if ahead is not None:
             ahead()
