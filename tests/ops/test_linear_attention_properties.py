@@ -11,6 +11,8 @@ from hypothesis import given, settings
 
 from tests.ops import linear_attention_cases as cases
 from tilegen import ops
+from tilegen.mechanisms import Instance
+from tilegen.ops.linear_attention import MECHANISM, Config
 
 # One compiled library serves every batch, length and number of heads, so all examples share a few of them.
 quick = settings(max_examples=30, deadline=None, derandomize=True)
@@ -150,3 +152,12 @@ def test_same_inputs_same_bits(shape: tuple[int, int], seed: int) -> None:
         made = cases.call(FULL, **tensors)
         runs.append((*made, *torch.autograd.grad(sum(y.square().sum() for y in made), list(tensors.values()))))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_nothing_but_arguments_is_in_memory() -> None:
+    """Both passes keep their states on chip: one state for each chunk would take as much memory as q, k and v."""
+    from tilegen.plan.plan import plan
+
+    planned = plan(Instance(MECHANISM, Config(), {"D": 64, "E": 64}, "bfloat16"))
+    roles = {arg.role for function in planned.functions.values() for arg in function.args}
+    assert roles == {"input", "output", "grad_output", "grad_input"}
