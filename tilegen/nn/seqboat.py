@@ -153,7 +153,7 @@ class SeqBoat(nn.Module):
         """As `forward` on the first tokens of each sequence, and the state from which `step` goes on."""
         if not self.causal:
             raise ArgumentError("prefill is called on a layer with causal=False, which has no state; make it with causal=True")
-        y, h, k, v, cu_seqlens, positions = self._run(x)
+        y, h, k, v, cu_seqlens, positions = self._run(x, state=True)
         assert h is not None
         # Row m of the state is the active token w - m places before the end of its sequence, where there is one.
         lengths = cu_seqlens.diff()
@@ -202,14 +202,14 @@ class SeqBoat(nn.Module):
 
     # ---- parts
 
-    def _run(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-        """The output; the averages after the last token (causal); packed keys and values of active ones, their bounds and positions."""
+    def _run(self, x: Tensor, state: bool = False) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        """The output; with `state` the averages after the last token; packed keys and values of active ones, their bounds and positions."""
         self._check(x, 3)
         rows = self._before(x)
-        if self.causal:
+        if state:
             filtered, h = ops.ema(rows, *self._ema(), return_state=True)
         else:
-            filtered, h = ops.ema(rows, *self._ema(), causal=False), None
+            filtered, h = ops.ema(rows, *self._ema(), causal=self.causal), None
         e, skip, active, confidence = self._route(filtered)
         room = None if self.capacity == 1 else math.ceil(self.capacity * x.shape[0] * x.shape[1])
         rows, cu_seqlens, positions = ops.compact(e, active, capacity=room, return_positions=True)
