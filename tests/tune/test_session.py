@@ -42,8 +42,8 @@ def run(workshop: Workshop, log_dir: Path, effort: Effort = QUICK, **options: An
 
 
 def test_a_search_writes_a_record_that_lookup_finds_and_a_build_can_use(workshop: Workshop, tmp_path: Path) -> None:
-    result = run(workshop, tmp_path)
-    assert (result.trials, result.stopped) == (8, "trials")
+    result = run(workshop, tmp_path, Effort(16, 1.0, 8))
+    assert (result.trials, result.stopped) == (16, "trials")
     found = records.lookup(task().key, tmp_path)
     assert found is not None
     assert found.id == result.record
@@ -145,7 +145,7 @@ def test_killed_while_compiling_or_measuring_a_real_search_goes_on(tmp_path: Pat
     command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(tmp_path)]
     path, rng = journal_path(task(), tmp_path, 0), random.Random(0)
     before, wanted = 0, 1
-    for signum in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+    for signum in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGKILL, signal.SIGKILL):
         # More trials than the kills leave time for, however late they come.
         child = subprocess.Popen([*command, "200"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         limit = time.monotonic() + 60
