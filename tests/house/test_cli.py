@@ -67,6 +67,14 @@ def test_list_knows_every_operator():
     assert OP in run("list")
 
 
+def test_an_option_with_given_values_takes_each_of_them():
+    from tilegen import mechanisms
+    from tilegen.cli.instance import split
+
+    for kind in ("none", "head", "token"):
+        assert split(mechanisms.get("linear_attention"), [f"decay={kind}"])[0] == {"decay": kind}
+
+
 @pytest.fixture
 def windowed(monkeypatch):
     """A mechanism whose config has an option without a default."""
@@ -138,6 +146,7 @@ def test_show_prints_the_same_text_twice():
         (("show", OP, "-s", "heads=3"), "has the names order"),
         (("show", OP, "-s", "order=two"), "its value must be int"),
         (("show", OP, "-s", "causal=maybe"), "its value must be bool"),
+        (("show", "linear_attention", "-s", "decay=often"), "its value must be none or head or token"),
         (("show", OP, "-s", "C=0"), "a size must be at least 1"),
         (("show", OP, "--dtype", "int8"), "--dtype is 'int8', must be one of"),
         (("show", OP, "--stage", "tir", "--target", "pentium9"), "target is 'pentium9'"),
