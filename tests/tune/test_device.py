@@ -19,7 +19,7 @@ from tilegen.build.target import resolve
 from tilegen.errors import ScheduleError
 from tilegen.mechanisms import Instance, get
 from tilegen.tune.case import Case
-from tilegen.tune.device import build, cases
+from tilegen.tune.device import build, cases, operators
 from tilegen.tune.device.measure import unlike
 from tilegen.tune.device.model import Model
 from tilegen.tune.device.operators import Operator, tuned_sizes
@@ -207,6 +207,21 @@ def test_a_stage_names_what_functions_share_once(operator: Operator, tmp_path: P
     assert [kernel["library"][:-6] for kernel in stage["kernels"]] == [f"{f}{i}" for f, i in operator.places]
     for kernel in stage["kernels"]:
         assert set(kernel["names"].values()) <= set(stage["tensors"])
+
+
+def test_operators_of_other_modules_are_described_by_processes_that_import_them() -> None:
+    import tune_custom
+
+    found = tune_custom.tuned_recurrence.mechanism
+    request = operators.Request(Instance(found, found.config(), {"C": 32}, "float32"), {"B": 2, "T": 48})
+    assert request.module == "tune_custom"
+    target = build.target_text(resolve("sm_90"))
+    made = operators.describe(request.instance.key, request.module, dict(request.given), False, target)
+    sketch = operators.Sketch(json.loads(json.dumps(made)), resolve("sm_90"))
+    assert sketch.sizes == {"B": 2, "T": 48}
+    assert {"forward", "backward"} == {function for function, _ in sketch.kernels}
+    refused = operators.describe(request.instance.key, "__main__", {}, False, target)
+    assert "move it to a module of its own" in refused["error"]
 
 
 def test_sizes_fill_a_gpu_and_a_step_has_one_position() -> None:

@@ -105,7 +105,10 @@ class Case:
 
 
 def normal_inputs(arguments: Sequence[Argument], sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
-    """Standard normal numbers for every floating input, the same in every process for one `seed`; integers are 0 or 1."""
+    """Standard normal numbers for every floating input, the same in every process for one `seed`.
+
+    Integers are 0 or 1; one alone counts rows, and is two thirds of the largest size.
+    """
     made: dict[str, Array] = {}
     for position, a in enumerate(arguments):
         if a.output:
@@ -113,6 +116,8 @@ def normal_inputs(arguments: Sequence[Argument], sizes: Mapping[str, int], seed:
         rng = np.random.default_rng([seed, position])
         floating = a.dtype.startswith(("float", "bfloat"))
         values = rng.standard_normal(a.shape) if floating else rng.integers(0, 2, a.shape)
+        if not floating and a.shape == (1,):
+            values[:] = max(1, 2 * max(sizes.values(), default=1) // 3)
         made[a.name] = values.astype(np.float32 if a.dtype == "bfloat16" else np.float64).astype(dtype_of(a.dtype))
     return made
 

@@ -58,7 +58,9 @@ class RecordKey:
         """
         parts = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("host", "arch")}
         defaults = default_options(self.op)
-        parts["config"] = {k: v for k, v in parts["config"].items() if k not in defaults or canonical(v) != canonical(defaults[k])}
+        parts["config"] = {
+            k: v for k, v in parts["config"].items() if k not in defaults or canonical(v) != canonical(defaults[k])
+        }
         return canonical(parts)
 
     @property

@@ -97,11 +97,13 @@ class Tensor:
         self.size = count_bytes(self.shape, self.dtype)
         self.address = driver.allocate(self.size)
 
-    def randomise(self, seed: Sequence[int]) -> None:
-        """Standard normal numbers (integers: 0 or 1), repeated after `PERIOD`."""
+    def randomise(self, seed: Sequence[int], rows: int) -> None:
+        """Standard normal numbers (integers: 0 or 1; one alone: `rows`), repeated after `PERIOD`."""
         rng, count = np.random.default_rng(seed), min(PERIOD, self.size // dtype_of(self.dtype).itemsize)
         floating = self.dtype.startswith(("float", "bfloat"))
         values = rng.standard_normal(count, np.float32) if floating else rng.integers(0, 2, count)
+        if not floating and self.shape == (1,):
+            values[:] = rows
         driver.upload(self.address, np.ascontiguousarray(values.astype(dtype_of(self.dtype))))
         done = count * dtype_of(self.dtype).itemsize
         while 0 < done < self.size:
@@ -152,7 +154,7 @@ class Stage:
         self._samples: dict[str, Array] = {}
         for position, (name, each) in enumerate(described["tensors"].items()):
             if each["role"] in ("input", "grad_output"):
-                self.tensors[name].randomise([seed, position])
+                self.tensors[name].randomise([seed, position], max(self.sizes.values(), default=1))
             else:
                 driver.fill(self.tensors[name].address, 0, self.tensors[name].size)
         for kernel in described["kernels"]:
