@@ -47,8 +47,10 @@ def tiles(config: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     mask[blocks * m >= T] = 0.0  # rows that do not exist: any finite result will do
     keys, values = (torch.cat(found, 2).movedim(3, 2) for found in lists)  # [B, nb, H, N, D]
     queries = q.unflatten(1, (-1, m)).movedim(3, 2)
-    y = scaled_dot_product_attention(queries, keys, values, mask[:, None], scale=config.scale)
-    return (y.movedim(2, 3).flatten(1, 2)[:, :T],)
+    mask = mask.expand(q.shape[0], *mask.shape).flatten(0, 1)[:, None]
+    # Four axes: torch.compile does not take more.
+    y = scaled_dot_product_attention(*[x.flatten(0, 1) for x in (queries, keys, values)], mask, scale=config.scale)
+    return (y.unflatten(0, (q.shape[0], -1)).movedim(2, 3).flatten(1, 2)[:, :T],)
 
 
 def _shifted(x: Tensor, offsets: tuple[int, ...], repeat: int) -> Tensor:
