@@ -28,6 +28,9 @@ ALIGNMENT = 64
 GPU_ALIGNMENT = 16
 """The same on a GPU: its widest load."""
 
+_REMEMBERED = 512
+"""Sets of sizes that an entry knows to be small enough."""
+
 _log = logging.getLogger("tilegen")
 _lock = threading.Lock()
 _loaded: dict[tuple[str, Card | None, bool], Loaded] = {}
@@ -45,6 +48,7 @@ class Entry:
 
     def __init__(self, function: Any, given_roles: Iterable[str], wider: Callable[[], Entry] | None) -> None:
         self._wider = wider
+        self._narrow: set[tuple[int, ...]] = set()  # sizes at which no tensor has 2**31 elements
         args, roles = list(function.args), set(given_roles)
         self.given = [arg for arg in args if arg.role in roles]
         self.results = [arg for arg in args if arg.role not in roles and arg.role != "workspace"]
@@ -65,11 +69,15 @@ class Entry:
     def run(self, given: Tensors) -> list[torch.Tensor]:
         """Call the compiled function."""
         sizes = [given[i].shape[d] for i, d in self._sizes_at]
-        device, shapes = given[0].device, self._fresh(*sizes)
-        if self._wider and max(map(math.prod, [x.shape for x in given] + [*shapes])) >= LIMIT:
-            if device.type != "cuda":
-                self._too_large([*(x.shape for x in given), *shapes])
-            return self._wider().run(given)
+        device, shapes, key = given[0].device, self._fresh(*sizes), (*sizes,)
+        if self._wider and key not in self._narrow:
+            if max(map(math.prod, [x.shape for x in given] + [*shapes])) >= LIMIT:
+                if device.type != "cuda":
+                    self._too_large([*(x.shape for x in given), *shapes])
+                return self._wider().run(given)
+            if len(self._narrow) >= _REMEMBERED:
+                self._narrow.clear()
+            self._narrow.add(key)
         fresh = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, self._dtypes, strict=True)]
         alignment = GPU_ALIGNMENT if device.type == "cuda" else ALIGNMENT
         pool = [_ready(x, alignment) for x in given]
