@@ -49,7 +49,8 @@ def tiles(config: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     queries = q.unflatten(1, (-1, m)).movedim(3, 2)
     mask = mask.expand(q.shape[0], *mask.shape).flatten(0, 1)[:, None]
     # Four axes: torch.compile does not take more.
-    y = scaled_dot_product_attention(*[x.flatten(0, 1) for x in (queries, keys, values)], mask, scale=config.scale)
+    queries, keys, values = (x.flatten(0, 1) for x in (queries, keys, values))
+    y = scaled_dot_product_attention(queries, keys, values, mask, scale=config.scale)
     return (y.unflatten(0, (q.shape[0], -1)).movedim(2, 3).flatten(1, 2)[:, :T],)
 
 
