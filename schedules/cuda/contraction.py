@@ -7,7 +7,7 @@ from typing import Any
 from tilegen.expression.walkers import const_int
 from tilegen.schedules.rule import Decide, Gpu
 
-WARPS = (4, 8, 16)
+WARPS = (4, 8)
 ACROSS = (1, 2, 4)
 STAGES = (2, 3, 4)
 RESIDENT = (1, 2)

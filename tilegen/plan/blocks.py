@@ -52,9 +52,6 @@ from tilegen.plan.frames import EVERYWHERE
 SIDE = 128
 """Rows and columns of a block at most: with 64 float32 sums a thread, 256 threads read 64 operations' operands for every element."""
 
-TALL = 128
-"""Rows of a block of narrow operands, where there are as many: it is read from less memory for every product."""
-
 STEP = 64
 """Elements of the contracted axis in one step of the walk at most."""
 
@@ -154,12 +151,7 @@ def in_two_steps(y: te.Tensor) -> te.Tensor:
 def in_blocks(y: te.Tensor, product: Product) -> te.Tensor:
     """`y` as the last step of a scan over blocks of its contracted axis."""
     axes = {"a": product.a, "b": product.b, "r": product.r}
-    rows = const_int(axes["a"][1])
-    narrow = all(
-        stages.element_bytes(load_tensor(load)) == 2 for side in (product.left, product.right) for load in loads(side.value)
-    )
-    sides = {"a": TALL if narrow and (rows is None or rows >= TALL) else SIDE, "b": SIDE, "r": STEP}
-    sizes = {name: _block(extent, sides[name]) for name, (_, extent) in axes.items()}
+    sizes = {name: _block(extent, STEP if name == "r" else SIDE) for name, (_, extent) in axes.items()}
     # Axes of tiles are those up to the last symbolic one, so that one comes last.
     order = sorted(axes, key=lambda name: const_int(axes[name][1]) is None)
     counts = {name: ceildiv(axes[name][1], sizes[name]) for name in order}

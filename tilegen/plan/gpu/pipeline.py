@@ -6,8 +6,8 @@
     copies of the tiles of the first steps, one group each
     for every step:
         the group of this step is there; a barrier
-        copies of a later step's tiles, to where the step before read
         products
+        copies of a later step's tiles, to where the step before read
     results
 
 Shared memory holds the tiles of several steps, and all but one are on their way while tensor cores work: one step of products is
@@ -26,8 +26,6 @@ from tilegen.expression.walkers import const_int
 from tilegen.plan.gpu import copying
 from tilegen.plan.idle import steps_with_work
 from tilegen.plan.keep import keep
-
-LATE = False
 
 if TYPE_CHECKING:
     from tilegen.plan.gpu.tile import TileEmitter
@@ -86,12 +84,13 @@ def walk(block: TileEmitter, walked: int) -> None:
         arena.turn(step)
         copying.wait(ahead - 1)
         arena.meet()
-        if not LATE:
+        # Tensor cores begin at once, unless these copies are all that is under way meanwhile.
+        if ahead == 1:
             fetch(step + ahead)
         block.outer[walked] = here
         for node in block._states():
             block._advance(node)
-        if LATE:
+        if ahead > 1:
             fetch(step + ahead)
     block.outer[walked] = kernel.extent - 1
     for node in block.program.emits:
