@@ -105,3 +105,15 @@ def test_a_bad_value_spoils_later_rows_of_its_head_only() -> None:
     assert same[0].all()
     assert same[1, :, 1].all()
     assert torch.equal(o[1, :16, 0], clean[1, :16, 0])
+
+
+def test_a_step_of_s_changes_no_bit_of_earlier_rows() -> None:
+    """Neither in the step's own chunk, where a common reference for all rows would, nor in those before it."""
+    inputs = rows((2, 40, 2), torch.float32)
+    clean = ops.bounded_memory_attention(*inputs)
+    inputs[3][0, 21] += 100
+    inputs[3][1, 39] += 1e4
+    o = ops.bounded_memory_attention(*inputs)
+    for b, step in ((0, 21), (1, 39)):
+        assert torch.equal(o[b, :step], clean[b, :step])
+        assert not torch.equal(o[b, step], clean[b, step])
