@@ -107,7 +107,7 @@ class Case:
 def normal_inputs(arguments: Sequence[Argument], sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
     """Standard normal numbers for every floating input, the same in every process for one `seed`.
 
-    Integers are 0 or 1; one alone counts rows, and is two thirds of the largest size.
+    Integers are 0 or 1, those in a vector see `places`.
     """
     made: dict[str, Array] = {}
     for position, a in enumerate(arguments):
@@ -116,10 +116,16 @@ def normal_inputs(arguments: Sequence[Argument], sizes: Mapping[str, int], seed:
         rng = np.random.default_rng([seed, position])
         floating = a.dtype.startswith(("float", "bfloat"))
         values = rng.standard_normal(a.shape) if floating else rng.integers(0, 2, a.shape)
-        if not floating and a.shape == (1,):
-            values[:] = max(1, 2 * max(sizes.values(), default=1) // 3)
+        if len(a.shape) == 1 and a.dtype.startswith(("int", "uint")):
+            values = places(a.shape[0], sizes)
         made[a.name] = values.astype(np.float32 if a.dtype == "bfloat16" else np.float64).astype(dtype_of(a.dtype))
     return made
+
+
+def places(count: int, sizes: Mapping[str, int]) -> Array:
+    """A vector of integers: where sequences begin, or how long they are, at equal distances; one alone counts most of the rows."""
+    rows = max(sizes.values(), default=1)
+    return np.arange(count) * rows // count if count > 1 else np.array([max(1, 2 * rows // 3)])
 
 
 def traffic(arguments: Sequence[Argument]) -> int:

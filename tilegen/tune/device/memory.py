@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilegen.bundle import shapes
-from tilegen.tune.case import CANARY, GUARD, Case
+from tilegen.tune.case import CANARY, GUARD, Case, places
 from tilegen.tune.device import driver
 from tilegen.tune.gate import Array, complaint, dtype_of
 from tilegen.tune.measure import Failure
@@ -97,13 +97,13 @@ class Tensor:
         self.size = count_bytes(self.shape, self.dtype)
         self.address = driver.allocate(self.size)
 
-    def randomise(self, seed: Sequence[int], rows: int) -> None:
-        """Standard normal numbers (integers: 0 or 1; one alone: `rows`), repeated after `PERIOD`."""
+    def randomise(self, seed: Sequence[int], sizes: Mapping[str, int]) -> None:
+        """Standard normal numbers (integers: as in `normal_inputs`), repeated after `PERIOD`."""
         rng, count = np.random.default_rng(seed), min(PERIOD, self.size // dtype_of(self.dtype).itemsize)
         floating = self.dtype.startswith(("float", "bfloat"))
         values = rng.standard_normal(count, np.float32) if floating else rng.integers(0, 2, count)
-        if not floating and self.shape == (1,):
-            values[:] = rows
+        if len(self.shape) == 1 and self.dtype.startswith(("int", "uint")):
+            values = places(self.shape[0], sizes)[:count]
         driver.upload(self.address, np.ascontiguousarray(values.astype(dtype_of(self.dtype))))
         done = count * dtype_of(self.dtype).itemsize
         while 0 < done < self.size:
@@ -154,7 +154,7 @@ class Stage:
         self._samples: dict[str, Array] = {}
         for position, (name, each) in enumerate(described["tensors"].items()):
             if each["role"] in ("input", "grad_output"):
-                self.tensors[name].randomise([seed, position], max(self.sizes.values(), default=1))
+                self.tensors[name].randomise([seed, position], self.sizes)
             else:
                 driver.fill(self.tensors[name].address, 0, self.tensors[name].size)
         for kernel in described["kernels"]:

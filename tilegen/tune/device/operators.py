@@ -28,7 +28,7 @@ from tilegen.tune.device.space import DecisionSpace
 from tilegen.tune.gate import dtype_of
 from tilegen.tune.records import RecordKey
 
-CHECKED, RAGGED = {"B": 1, "T": 320, "H": 2}, {"B": 3, "T": 37, "H": 5}
+CHECKED, RAGGED = {"B": 2, "T": 320, "H": 2}, {"B": 3, "T": 37, "H": 5}
 """Sizes at which candidates are compared with a float64 reference: many tiles, and no multiple of any tile."""
 
 OTHERS = 96, 7
