@@ -64,18 +64,24 @@ class Tile:
         made["warps"] = decide(
             "warps", WARPS, 8 if walks and (crowded or kernel.only_products() or not kernel.multiplies(gpu)) else 4
         )
+        # Walks enough for half of the multiprocessors take no second part: both would share a multiprocessor, and read all twice.
+        half = gpu.processors // 2 + 1
+        shares = few and made["parts"] > 1 and kernel.multiplies(gpu) and kernel.shared_bytes(gpu, 8, 1) * 2 <= gpu.shared_bytes
+        # A block that has a multiprocessor to itself has its shared memory too.
+        alone_there = shares and (half - 1) * made["parts"] <= gpu.processors
         if walks:
-            made["prefetch"] = decide("prefetch", PREFETCH, ahead(kernel, made["warps"], made["parts"], apart))
-            made["stages"] = decide("stages", STAGES, STAGES[0])
+            usual = 2 if alone_there else ahead(kernel, made["warps"], made["parts"], apart)
+            made["prefetch"] = decide("prefetch", PREFETCH, usual)
+            made["stages"] = decide("stages", STAGES, STAGES[-1] if alone_there else STAGES[0])
         if alone:
             made["apart"] = int(apart)
-        # Walks enough for half of the multiprocessors take no second part: both would share a multiprocessor, and read all twice.
-        if few and made["parts"] > 1 and kernel.multiplies(gpu) and kernel.shared_bytes(gpu, 8, 1) * 2 <= gpu.shared_bytes:
-            half = gpu.processors // 2 + 1
+        if shares:
             made["whole"] = decide("whole", (0, half), half)
             if made["whole"]:
+                room = [n for n in STAGES if 2 * n * kernel.shared_bytes(gpu, 8, 1) <= gpu.shared_total] or [STAGES[0]]
                 made["whole_warps"] = decide("whole_warps", (4, 8), 8 if kernel.state_elements() > LARGE else 4)
-                made["whole_prefetch"] = decide("whole_prefetch", PREFETCH, ahead(kernel, made["whole_warps"], 1, False))
+                made["whole_prefetch"] = decide("whole_prefetch", PREFETCH, 2)
+                made["whole_stages"] = decide("whole_stages", STAGES, max(room))
         return made
 
 

@@ -62,7 +62,7 @@ def test_every_decision_gives_the_same_gradients(apart, parts, warps, prefetch, 
     instance = linear(32, chunk=32)
     function = plan(instance).functions["backward"]
     decisions = {"warps": warps, "parts": parts, "prefetch": prefetch, "apart": apart, "stages": prefetch + 1}
-    decisions |= {"whole": whole, "whole_warps": 4, "whole_prefetch": 1}
+    decisions |= {"whole": whole, "whole_warps": 4, "whole_prefetch": whole - 1, "whole_stages": 3}
     run = EmulatedModule(text_of(function, decisions))
     q, k, v, do = tensors(0, 4, 32)
     reference = instance.mechanism.reference

@@ -18,7 +18,7 @@ def lower_shares(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gp
     """Emit a tile kernel, or one for few walks and one for many, of which the host launches that which suits the sizes.
 
     Decisions: those of `lower_tile`, and `whole`: from so many walks on nothing is shared out or computed apart, and a block has
-    `whole_warps` and `whole_prefetch` (0: never).
+    `whole_warps`, `whole_prefetch` and `whole_stages` (0: never).
     """
     assert isinstance(kernel, TileKernel)
     whole = decisions.get("whole", 0) if kernel.room is None else 0
@@ -30,7 +30,8 @@ def lower_shares(kernel: Kernel, buffers: Buffers, decisions: Decisions, gpu: Gp
         with T.Then():
             lower_tile(kernel, buffers, decisions, gpu, math)
         with T.Else():
-            alone = {"parts": 1, "apart": 0, "warps": decisions["whole_warps"], "prefetch": decisions["whole_prefetch"], "stages": 2}
+            alone = {"parts": 1, "apart": 0, "warps": decisions["whole_warps"], "prefetch": decisions["whole_prefetch"]}
+            alone["stages"] = decisions["whole_stages"]
             lower_tile(kernel, buffers, {**decisions, **alone}, gpu, math)
 
 
