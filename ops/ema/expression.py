@@ -85,11 +85,10 @@ def last(dims: Any, states: list[Tensor]) -> Tensor:
     """The averages after the last position as one [B, C, N]."""
     ends = [compute((dims.B, dims.C), lambda b, c, h=h: h[b, dims.T - 1, c], name=f"{h.op.name}_end") for h in states]
 
+    # A sum, not a chain of choices: each gradient then has one condition, and is a read of one place.
     def pick(b: Any, c: Any, n: Any) -> Any:
-        value = ends[-1][b, c]
-        for index in reversed(range(len(ends) - 1)):
-            value = if_then_else(n == index, ends[index][b, c], value)
-        return value
+        own = [if_then_else(n == index, end[b, c], const(0, dims.acc)) for index, end in enumerate(ends)]
+        return sum(own[1:], own[0])
 
     return compute((dims.B, dims.C, dims.N), pick, name="h_end")
 

@@ -52,6 +52,13 @@ def test_gradients_of_the_initial_state_are_latched_not_stored_over_time():
     assert over_time == {"m", "denominator"}
 
 
+def test_final_states_in_one_tensor_leave_the_backward_its_walks():
+    """The gradient of each is one read of theirs, however many there are: a sum over them would need tiles."""
+    mechanism = mechanisms.get("ema")
+    backward = plan(Instance(mechanism, mechanism.config(return_state=True), {"C": 8, "N": 12}, "float32")).functions["backward"]
+    assert {kernel.pattern for kernel in backward.kernels} <= {"walk", "map"}
+
+
 @pytest.mark.parametrize("instance", [elementwise("float32"), chunked("float32", 16, D=16, E=16)], ids=["elementwise", "chunked"])
 def test_the_choice_of_what_is_saved_is_the_fastest_that_fits(instance):
     found = plan(instance)

@@ -69,21 +69,32 @@ def split_guard(expr: Expr) -> tuple[list[Expr], Expr]:
 
 
 def unroll(term: Term, shape: Sequence[Expr]) -> Term:
-    """A term whose sum has at most `UNROLL` points as an expression without a sum."""
+    """A term whose sum has at most `UNROLL` points as an expression without a sum; a condition that names one point leaves that one."""
     extents = [const_int(n) for _, n in term.axes]
-    if not extents or any(n is None for n in extents) or size_estimate(extents) > UNROLL:
+    if not extents or any(n is None for n in extents):
         return term
     conditions, value = split_guard(term.body)
+    points = [_points(v, n or 0, conditions) for (v, _), n in zip(term.axes, extents, strict=True)]
+    if size_estimate(map(len, points)) > UNROLL:
+        return term
     domain = list(zip(term.target, shape, strict=True))
     ana = analyzer(domain)
     parts: list[tuple[list[Expr], Expr]] = []
-    for point in itertools.product(*map(range, extents)):
+    for point in itertools.product(*points):
         at = {v: tirx.const(p, "int32") for (v, _), p in zip(term.axes, point, strict=True)}
         where = prune([simplify_indices(substitute(c, at), ana, domain) for c in conditions], ana)
         if not any(is_const(c, 0) for c in where):
             parts.append((where, simplify_indices(substitute(value, at), ana, domain)))
     body = guarded_sum(parts) if parts else tirx.const(0, dtype_of(term.body))
     return replace(term, body=body, axes=[], pinned=[])
+
+
+def _points(variable: Any, extent: int, conditions: Sequence[Expr]) -> range:
+    """The values that a summed variable below `extent` may have under some conditions."""
+    for condition in conditions:
+        if isinstance(condition, prim.EQ) and variable.same_as(condition.a) and (known := const_int(condition.b)) is not None:
+            return range(max(known, 0), min(known + 1, extent))
+    return range(extent)
 
 
 def guarded_sum(parts: Sequence[tuple[list[Expr], Expr]]) -> Expr:
