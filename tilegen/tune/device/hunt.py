@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tilegen.tune import records
-from tilegen.tune.device.operators import Kernel, Sketch
+from tilegen.tune.device.operators import STEP, Kernel, Sketch
 from tilegen.tune.device.propose import DeviceProposer
 from tilegen.tune.engine import Candidate, Effort
 from tilegen.tune.evolve import Decisions
@@ -21,6 +21,9 @@ FIRST_BATCH = 4
 
 WORTH = 0.02
 """Part of an operator's time from which a kernel is searched on."""
+
+STEPS_WORTH = 0.4
+"""What a trial of a decoding step is worth beside one of a training step: it has few kernels, which take a few microseconds."""
 
 BETTER = 0.99
 """What a candidate may take of the best time so far to count as an improvement."""
@@ -84,7 +87,8 @@ class Hunt:
     def urgency(self) -> float:
         """How much the next trial is worth: all kernels get a few, then those that take long and were searched little."""
         tried = len(self.journal.trials) + self.flying
-        return 1e3 / (1 + tried) if tried <= FIRST_BATCH else self.share / (1 + tried)
+        worth = STEPS_WORTH if self.kernel.shown == STEP else 1.0
+        return worth * (1e3 if tried <= FIRST_BATCH else self.share) / (1 + tried)
 
     def stopped(self, effort: Effort) -> str | None:
         """Why the search is over, a key of `tilegen.tune.report.STOPPED`; None: it goes on."""
