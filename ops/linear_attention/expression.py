@@ -93,8 +93,8 @@ def bidirectional(config: Any, dims: Any, Q: Tensor, K: Tensor, V: Tensor) -> tu
     """As `causal`, with the sum over all chunks in place of the state before each."""
     added, (n, m) = keys_values(config, K, V), (reduce_axis(K.shape[2], name) for name in "nm")
     S = compute((dims.B, dims.H, dims.D, dims.E), lambda b, h, d, e: reduce_sum(added[b, h, n.var, d, e], n), name="S")
-    d, w = reduce_axis(dims.D, "d"), reduce_axis(dims.D, "w")
-    O = compute(V.shape, lambda b, h, c, i, e: reduce_sum(Q[b, h, c, i, d.var] * S[b, h, d.var, e], d), name="O")
+    # Each chunk reads its own copy, so that the adjoint is a product in each chunk too, and a sum over chunks.
+    O, w = read(dims, Q, compute(added.shape, lambda b, h, c, d, e: S[b, h, d, e], name="S_c"), "O"), reduce_axis(dims.D, "w")
     if not config.normalize:
         return O, None, []
     more = keys(config, K)

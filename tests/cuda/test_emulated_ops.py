@@ -58,6 +58,7 @@ VARIANTS = [
     Case("linear_attention", {"D": 24, "E": 40}, {"chunk": 16, "decay": "token"}),
     Case("linear_attention", HEADS, {"chunk": 32, "normalize": True, "decay": "head"}),
     Case("linear_attention", {"D": 64, "E": 64}, sizes={"B": 1, "H": 1}),
+    Case("linear_attention", {"D": 24, "E": 40}, {"chunk": 16, "causal": False}),
     Case("local_attention", HEADS, {"window": 7, "kind": "relu2", "causal": False, "chunk": 16}),
     Case("short_long_conv", {"C": 19, "Ks": 3}, {"causal": False}, sizes={"Kl": 5}),
 ]
