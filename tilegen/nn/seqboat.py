@@ -188,11 +188,13 @@ class SeqBoat(nn.Module):
         )
         g = self.h_proj(found[:, 0] * r[:, 0, 0])
         y = self._after(nn.functional.silu(skip + confidence.unsqueeze(-1) * g + x).unsqueeze(1)).squeeze(1)
-        pushed = [
-            None if new is None else torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
-            for new, old in zip(after, state.past, strict=True)
-        ]
-        return y, SeqBoatState(h, ops.LocalAttentionState(*pushed), state.position + 1)
+        push = lambda new, old: torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)  # noqa: E731
+        kept = state.past.positions
+        at = None if after.positions is None or kept is None else push(after.positions, kept)
+        past = ops.LocalAttentionState(
+            push(after.k, state.past.k), push(after.v, state.past.v), push(after.held, state.past.held), at
+        )
+        return y, SeqBoatState(h, past, state.position + 1)
 
     def extra_repr(self) -> str:
         return (

@@ -165,7 +165,8 @@ class Pieces:
 
         names, name = [v.name for v in own], tensor.op.name
         parts = compute(shape, point, f"{name}_part", axes=[*names[:last], "s", *names[last:]])
-        sums = scan(parts, axis=last, kind=stages.reduction(tensor), name=f"{name}_walk")
+        kind: Any = stages.reduction(tensor)
+        sums = scan(parts, axis=last, kind=kind, name=f"{name}_walk")
         end = length // size - 1
         return compute(
             list(tensor.shape), lambda *i: sums(*i[:last], end, *i[last:]), name, {**dict(tensor.op.attrs), LAST: "1"}, axes=names
