@@ -7,6 +7,7 @@ another index) is substituted where it is read, so that nothing is evaluated tha
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import frexp, isfinite, ldexp
 from typing import Any
 
 from tvm import ir, te, tirx
@@ -269,9 +270,27 @@ def plain_cast(cast: Any) -> Any:
     if before == after:
         return cast.value
     if before == "bfloat16":
-        wide = tirx.reinterpret("float32", tirx.reinterpret("uint16", cast.value).astype("uint32") << tirx.const(16, "uint32"))
+        wide = from_bfloat16(cast.value)
         return wide if after == "float32" else wide.astype(after)
     return cast
+
+
+def from_bfloat16(value: Any) -> Any:
+    """A bfloat16 as the float32 of the same value: its bits shifted up, on either side of every condition around it.
+
+    A literal is widened here: TVM's legalisation makes what is read integers and leaves a literal beside it as it is, on which code
+    generation by LLVM dies.
+    """
+    if isinstance(value, prim.FloatImm):
+        mantissa, exponent = frexp(number := float(value.value))
+        # Eight significant bits, ties to even.
+        return tirx.const(ldexp(round(mantissa * 256), exponent - 8) if isfinite(number) else number, "float32")
+    if call_name(value) == "if_then_else":
+        condition, *sides = value.args
+        return tirx.if_then_else(condition, *[from_bfloat16(side) for side in sides])
+    if isinstance(value, prim.Select):
+        return tirx.Select(value.condition, from_bfloat16(value.true_value), from_bfloat16(value.false_value))
+    return tirx.reinterpret("float32", tirx.reinterpret("uint16", value).astype("uint32") << tirx.const(16, "uint32"))
 
 
 def selects(expr: Any, point: Sequence[Any], space: Sequence[Any], lets: Collection[Any]) -> Any:
