@@ -48,6 +48,9 @@ def rows(config: Config, bias: Tensor, positions: Tensor, past: Tensor | None, c
     keys = _keys(config, at, past, cu_seqlens)
     farthest = bias.shape[1] - 1 if config.causal else bias.shape[1] // 2
     entry = (keys - at.unsqueeze(2) + farthest).clamp(0, bias.shape[1] - 1)
+    if cu_seqlens is not None:
+        # Rows behind the last bound have no gradient that could be added to the table's.
+        entry = entry.masked_fill(torch.arange(entry.shape[1], device=entry.device)[:, None] >= cu_seqlens[-1], -1)
     table = widened(bias, like)
     (found,) = _lookup(LookupConfig(), {"table": table, "entry": entry.flatten(0, 1)})
     return found.unflatten(0, at.shape)
