@@ -100,6 +100,7 @@ class Gpu:
     shared_bytes : shared memory that one block may use after opting in.
     shared_total : shared memory of one multiprocessor.
     registers : 32-bit registers of one multiprocessor.
+    tf32 : whether tensor cores may multiply float32 operands, rounded to TF32.
     """
 
     capability: int = 90
@@ -107,6 +108,7 @@ class Gpu:
     shared_bytes: int = 232448
     shared_total: int = 233472
     registers: int = 65536
+    tf32: bool = False
 
 
 class DeviceRule(Protocol):

@@ -29,10 +29,10 @@ class Contraction:
     version = 1
 
     def fits(self, kernel: Any) -> bool:
-        """Kernels of the pattern with a narrow dtype in memory, and one result: threads multiply the others."""
+        """Kernels of the pattern for tensor cores, in a narrow dtype or TF32, with one result: threads multiply the others."""
         if kernel.pattern != "tile" or len(kernel.anchors) != 1 or not kernel.only_products():
             return False
-        return any(str(t.dtype) in NARROW for t in [*kernel.memory, *kernel.emits])
+        return kernel.tf32 or any(str(t.dtype) in NARROW for t in [*kernel.memory, *kernel.emits])
 
     def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
         """Eight warps that hold 64 x 32 of 128 x 128 each, the tiles of three steps, two blocks on a multiprocessor.

@@ -79,7 +79,9 @@ class Tile:
             made["whole"] = decide("whole", (0, half), half)
             if made["whole"]:
                 room = [n for n in STAGES if 2 * n * kernel.shared_bytes(gpu, 8, 1) <= gpu.shared_total] or [STAGES[0]]
-                made["whole_warps"] = decide("whole_warps", (4, 8), 8 if kernel.state_elements() > LARGE else 4)
+                # Operands of 32 bits take twice the registers of those of 16.
+                crowded = kernel.state_elements() > LARGE or kernel.tf32
+                made["whole_warps"] = decide("whole_warps", (4, 8), 8 if crowded else 4)
                 made["whole_prefetch"] = decide("whole_prefetch", PREFETCH, 2)
                 made["whole_stages"] = decide("whole_stages", STAGES, max(room))
         return made

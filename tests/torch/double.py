@@ -47,7 +47,7 @@ def reference(
 MECHANISM = Mechanism("binding_double", Config, ("B", "T"), ("C",), inputs, outputs, "nowhere:nothing", reference, {})
 
 
-def bundle(instance: Instance, gpu: int | None = None, wide: bool = False) -> SimpleNamespace:
+def bundle(instance: Instance, gpu: int | None = None, wide: bool = False, tf32: bool = False) -> SimpleNamespace:
     """What `load_or_compile` would give for an instance of MECHANISM."""
     config, sizes = instance.config, instance.sizes()
 

@@ -24,10 +24,11 @@ _loaded: dict[str, Bundle] = {}
 _lock = threading.Lock()
 
 
-def load_or_compile(instance: Instance, gpu: int | None = None, wide: bool = False) -> Bundle:
+def load_or_compile(instance: Instance, gpu: int | None = None, wide: bool = False, tf32: bool = False) -> Bundle:
     """The bundle of `instance` for this machine's CPU, or for the GPU numbered `gpu`: from this process, from the disk cache, or
-    compiled now.  `wide` is for tensors of 2^31 elements and more."""
-    key = fingerprint(instance, host() if gpu is None else device(gpu), records(), **({"wide": True} if wide else {}))
+    compiled now.  `wide` is for tensors of 2^31 elements and more, `tf32` for products of float32 tensors in TF32."""
+    more = {name: True for name, asked in (("wide", wide), ("tf32", tf32)) if asked}
+    key = fingerprint(instance, host() if gpu is None else device(gpu), records(), **more)
     with _lock:
         if key not in _loaded:
 
@@ -42,6 +43,7 @@ def load_or_compile(instance: Instance, gpu: int | None = None, wide: bool = Fal
                     functions=functions,
                     compiler="nvrtc",
                     wide=wide,
+                    tf32=tf32,
                 )
 
             _loaded[key] = load(cache.get_or_build(key, build))

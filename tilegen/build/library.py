@@ -32,12 +32,15 @@ def functions_of(instance: Instance, wanted: tuple[str, ...], gpu: Gpu | None = 
         from tilegen.plan.gpu.divide import divided
         from tilegen.plan.gpu.partial import partial
         from tilegen.plan.gpu.retrace import retraced
+        from tilegen.plan.gpu.rounding import allowed
 
         both = {name: partial(divided(function)) for name, function in retraced(both, gpu).items()}
     found |= {name: (instance, function) for name, function in both.items() if name in wanted}
     step = instance.step_instance() if "step" in wanted else None
     if step is not None:
         found["step"] = (step, plan(step, backward=False, pieces=gpu is not None).functions["forward"])
+    if gpu is not None and gpu.tf32 and instance.dtype == "float32":
+        found = {name: (owner, allowed(function, gpu)) for name, (owner, function) in found.items()}
     return found
 
 
@@ -81,12 +84,13 @@ def compile(
     functions: tuple[str, ...],
     compiler: str = "nvcc",
     wide: bool = False,
+    tf32: bool = False,
 ) -> Path:
     """Compile `instance` into the bundle folder `out`, which must exist and be empty.
 
     Parameters
     ----------
-    target, wide : see `tilegen.build.target.resolve`.
+    target, wide, tf32 : see `tilegen.build.target.resolve`.
     functions : which of forward, backward and step.
     compiler : "nvcc" or "nvrtc", preferred for CUDA code; see `tilegen.build.compilers`.
 
@@ -95,7 +99,7 @@ def compile(
     TilegenError
         Of the stage that failed: expression, autodiff, plan, schedule, target or build.
     """
-    chosen = resolve(target, wide=wide)
+    chosen = resolve(target, wide=wide, tf32=tf32)
     made = scheduled_parts(instance, functions, chosen)
     versions = {name: _tvm.installed(name) or "" for name in ("apache-tvm", "apache-tvm-ffi")}
     library = LIBRARY

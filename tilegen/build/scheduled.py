@@ -40,12 +40,13 @@ class Scheduled:
 
 
 def record_key(instance: Instance, function: str, kernel: str, rule: Any, target: BuildTarget) -> RecordKey:
-    """The key under which the decisions for one kernel are recorded."""
+    """The key under which the decisions for one kernel are recorded; products in TF32 count as a dtype of their own."""
+    rounded = target.kind == "cuda" and target.machine.tf32 and instance.dtype == "float32"
     return RecordKey(
         op=instance.mechanism.name,
         config=json.loads(json.dumps(dataclasses.asdict(instance.config))),
         static=dict(instance.static),
-        dtype=instance.dtype,
+        dtype="tf32" if rounded else instance.dtype,
         function=function,
         kernel=kernel,
         rule=rule.name,
@@ -112,6 +113,8 @@ def _launched(instance: Instance, function: FunctionPlan, target: BuildTarget) -
             decisions = rule.decide(kernel, target.machine, decide)
         chosen.append((kernel, decisions))
         provenance.append(_made(function, kernel, rule, source, record, decide))
+        if target.machine.tf32:
+            provenance[-1]["products"] = "tf32" if getattr(kernel, "tf32", False) else "float32"
     return Scheduled(tvm.IRModule({"main": written(chosen)}), None, provenance)
 
 

@@ -14,7 +14,7 @@ from tvm.target import Target, codegen  # noqa: E402
 from tilegen.build import gpus  # noqa: E402
 from tilegen.build.host import cores, host_name  # noqa: E402
 from tilegen.bundle import machine  # noqa: E402
-from tilegen.bundle.manifest import OFFSETS  # noqa: E402
+from tilegen.bundle.manifest import OFFSETS, PRODUCTS  # noqa: E402
 from tilegen.errors import TargetError  # noqa: E402
 from tilegen.schedules.rule import Gpu, Machine  # noqa: E402
 
@@ -23,6 +23,9 @@ NAMED = {"x86-64-v2": "x86_64-v2", "x86-64-v3": "x86_64-v3", "x86-64-v4": "x86_6
 
 NEWER = {"bfloat16": 80}
 """Dtypes that older GPUs lack, with the first compute capability that has them."""
+
+TF32 = 80
+"""The first compute capability whose tensor cores take float32 operands rounded to TF32."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class BuildTarget:
             )
 
 
-def resolve(name: str | None = None, *, wide: bool = False) -> BuildTarget:
+def resolve(name: str | None = None, *, wide: bool = False, tf32: bool = False) -> BuildTarget:
     """The target called `name`, or this machine's CPU.
 
     Parameters
@@ -65,17 +68,20 @@ def resolve(name: str | None = None, *, wide: bool = False) -> BuildTarget:
         "cuda:1" for a GPU of this machine; "sm_90" for a GPU that need not be here; "sm_80,sm_90" for one library that has code
         for each of them, with tiles that fit the least of them.
     wide : for a GPU: tensors may have 2^31 elements and more, at the cost of 64-bit offsets everywhere.
+    tf32 : for a GPU from sm_80 on: operands of products of float32 tensors are rounded to TF32, for its tensor cores.
 
     Raises
     ------
     TargetError
         When LLVM does not know the CPU (it would accept the name silently), there is no such GPU, or none at all; when a CPU's
-        code shall be wide.
+        code shall be wide, or TF32 is asked of what has none.
     """
     if name is not None and gpus.is_name(name):
-        return _gpu(gpus.of_name(name), wide)
+        return _gpu(gpus.of_name(name), wide, tf32)
     if wide:
         raise TargetError("wide is True, must be False for a CPU; its tensors have less than 2^31 elements, split the batch")
+    if tf32:
+        raise TargetError(f"tf32 is True, must be False for a CPU; name a GPU from sm_{TF32} on as the target")
     own = name in (None, "cpu", "llvm")
     mcpu = codegen.llvm_get_system_cpu() if own else str(name)
     target = _target(mcpu)
@@ -92,9 +98,11 @@ def resolve(name: str | None = None, *, wide: bool = False) -> BuildTarget:
     return BuildTarget(target, Machine(cores(), width), device, description)
 
 
-def _gpu(cards: tuple[gpus.Card, ...], wide: bool) -> BuildTarget:
+def _gpu(cards: tuple[gpus.Card, ...], wide: bool, tf32: bool) -> BuildTarget:
     """One target for all `cards`: what it may use is what each of them has."""
     first = cards[0]
+    if tf32 and first.capability < TF32:
+        raise TargetError(f"tf32 is True, must be False for {first.arch}; GPUs have TF32 from sm_{TF32} on")
     shared = min(card.shared_bytes for card in cards)
     gpu = Gpu(
         capability=first.capability,
@@ -102,6 +110,7 @@ def _gpu(cards: tuple[gpus.Card, ...], wide: bool) -> BuildTarget:
         shared_bytes=shared,
         shared_total=min(card.shared_total for card in cards),
         registers=min(card.registers for card in cards),
+        tf32=tf32,
     )
     target = Target(
         {
@@ -116,6 +125,8 @@ def _gpu(cards: tuple[gpus.Card, ...], wide: bool) -> BuildTarget:
     description: dict[str, Any] = {"kind": "cuda", "arch": first.arch, "archs": [card.arch for card in cards], "host": machine.arch()}
     if wide:
         description[OFFSETS] = 64
+    if tf32:
+        description[PRODUCTS] = "tf32"
     return BuildTarget(target, gpu, first.name, description)
 
 

@@ -34,6 +34,9 @@ LIMIT = 1 << 31
 OFFSETS = "offsets"
 """The key of a target's description under which 64 stands where tensors may have `LIMIT` elements and more."""
 
+PRODUCTS = "products"
+"""The key of a target's description under which "tf32" stands where operands of float32 products are rounded to TF32."""
+
 RUNTIME = "libtvm_runtime.so"
 """The name under which a bundle carries TVM's runtime library, which parallel CPU code calls."""
 

@@ -27,7 +27,8 @@ class TileKernel(Kernel):
 
     `reads` are stages that kernels before this one write, `memory` everything that is an argument and not written here,
     `precise` the results that a caller gets in a wider dtype than that of the arguments, `unread` those that nobody reads at
-    tiles without elements; `room` is workspace for tiles that shared memory has no room for.
+    tiles without elements; `room` is workspace for tiles that shared memory has no room for; `tf32` says whether operands of products in
+    float32 are rounded to TF32, for the tensor cores of a GPU.
     """
 
     frames: dict[te.Tensor, Frame] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class TileKernel(Kernel):
     unread: set[te.Tensor] = field(default_factory=set)
     needs: dict[te.Tensor, Cone] = field(default_factory=dict)
     room: te.Tensor | None = None
+    tf32: bool = False
 
     def apart(self) -> list[TileKernel]:
         """A kernel for every result, each with what that one `needs`; what several need is computed by each."""

@@ -17,6 +17,7 @@ from tilegen.build.gpus import Card
 from tilegen.bundle.manifest import LIMIT
 from tilegen.errors import ArgumentError, BundleError
 from tilegen.mechanisms import Instance
+from tilegen.torch import precision
 from tilegen.torch.signature import DTYPES
 from tilegen.torch.sizes import first_uses, shapes_function
 
@@ -28,12 +29,15 @@ ALIGNMENT = 64
 GPU_ALIGNMENT = 16
 """The same on a GPU: its widest load."""
 
+TF32 = 80
+"""The first compute capability with TF32."""
+
 _REMEMBERED = 512
 """Sets of sizes that an entry knows to be small enough."""
 
 _log = logging.getLogger("tilegen")
 _lock = threading.Lock()
-_loaded: dict[tuple[str, Card | None, bool], Loaded] = {}
+_loaded: dict[tuple[str, Card | None, bool, bool], Loaded] = {}
 
 
 class Entry:
@@ -115,9 +119,15 @@ def _is_flat(arg: Any) -> bool:
 
 
 class Loaded:
-    """The library of one instance in this process, for the CPU or for one kind of GPU; `wide` for tensors of any size."""
+    """The library of one instance in this process, for the CPU or for one kind of GPU; `wide` for tensors of any size.
 
-    def __init__(self, instance: Instance, bundle: Any, card: Card | None = None, wide: Loading | None = None) -> None:
+    `tf32` says whether its products of float32 tensors are in TF32; `key`, which the backward is found by, does not.
+    """
+
+    def __init__(
+        self, instance: Instance, bundle: Any, card: Card | None = None, wide: Loading | None = None, tf32: bool = False
+    ) -> None:
+        self.tf32 = tf32
         self.instance, self.bundle, self.key, self.card = instance, bundle, instance.key, card
         given = ["input", "output", "saved", "grad_output"]
         self.forward = Entry(bundle.function("forward"), ["input"], (lambda: wide().forward) if wide else None)
@@ -142,31 +152,47 @@ class Loaded:
 Loading = Callable[[], Loaded]
 
 
-def load_bundle(instance: Instance, gpu: int | None = None, wide: bool = False) -> Any:
+def load_bundle(instance: Instance, gpu: int | None = None, wide: bool = False, tf32: bool = False) -> Any:
     """The bundle of `instance` for the CPU or the GPU numbered `gpu` from the disk cache, compiled first when it is not there."""
     from tilegen import build
 
-    return build.load_or_compile(instance, gpu, wide)
+    return build.load_or_compile(instance, gpu, wide, tf32)
 
 
-def loaded(instance: Instance, device: torch.device, wide: bool = False) -> Loaded:
-    """The library of `instance` for `device`, loaded once a process for all devices of a kind; `wide` for tensors of any size."""
+def loaded(instance: Instance, device: torch.device, wide: bool = False, tf32: bool = False) -> Loaded:
+    """The library of `instance` for `device`, loaded once a process for all devices of a kind.
+
+    Parameters
+    ----------
+    wide : for tensors of any size.
+    tf32 : whether products of float32 tensors may be in TF32; of no account where there is none.
+    """
     gpu = number(device)
     card = None if gpu is None else gpus.of_device(gpu)
-    key = (instance.key, card, wide)
+    tf32 = tf32 and _has_tf32(instance, card)
+    key = (instance.key, card, wide, tf32)
     with _lock:
         if key not in _loaded:
-            wider = None if wide else functools.partial(loaded, instance, device, True)
-            _loaded[key] = found = Loaded(instance, load_bundle(instance, gpu, wide), card, wider)
+            wider = None if wide else functools.partial(loaded, instance, device, True, tf32)
+            _loaded[key] = found = Loaded(instance, load_bundle(instance, gpu, wide, tf32), card, wider, tf32)
             _log.info("%s on %s: %s", key[0], device, ", ".join(map(_words, _records(found))) or "no tunable kernels")
         return _loaded[key]
 
 
 def loaded_by_key(key: str, device: torch.device) -> Loaded:
-    """The library of the instance that `key` describes for `device`."""
-    gpu = number(device)
-    found = _loaded.get((key, None if gpu is None else gpus.of_device(gpu), False))
-    return loaded(Instance.from_key(key), device) if found is None else found
+    """The library of the instance that `key` describes for `device`, with products in TF32 if torch allows them now."""
+    gpu, tf32 = number(device), device.type == "cuda" and precision.tf32_allowed()
+    card = None if gpu is None else gpus.of_device(gpu)
+    found = _loaded.get((key, card, False, tf32))
+    if found is None and tf32:
+        found = _loaded.get((key, card, False, False))
+        found = None if found is None or _has_tf32(found.instance, card) else found
+    return loaded(Instance.from_key(key), device, tf32=tf32) if found is None else found
+
+
+def _has_tf32(instance: Instance, card: Card | None) -> bool:
+    """Whether there is TF32 for the products of an instance."""
+    return instance.dtype == "float32" and card is not None and card.capability >= TF32
 
 
 def number(device: torch.device) -> int | None:
@@ -182,8 +208,9 @@ def provenance(op: str) -> dict[str, list[dict[str, Any]]]:
     Returns
     -------
     dict
-        For each instance (config, sizes and dtype as JSON; on a GPU also its kind) one entry a kernel: the function it belongs
-        to, its rule, the source of its schedule ("user", "shipped", "nearest" or "default") and the record's id.
+        For each instance (config, sizes and dtype as JSON; on a GPU also its kind, and "products" where those are in TF32) one entry
+        a kernel: the function it belongs to, its rule, the source of its schedule ("user", "shipped", "nearest" or "default") and
+        the record's id; where TF32 is allowed also its "products", "tf32" or "float32".
     """
     return {_place(found): _records(found) for found in _loaded.values() if found.instance.mechanism.name == op}
 
@@ -192,7 +219,8 @@ def _place(found: Loaded) -> str:
     """What a library was built from and for, as JSON."""
     if found.card is None:
         return found.key
-    return json.dumps(json.loads(found.key) | {"device": found.card.name}, sort_keys=True, separators=(",", ":"))
+    more = {"device": found.card.name} | ({"products": "tf32"} if found.tf32 else {})
+    return json.dumps(json.loads(found.key) | more, sort_keys=True, separators=(",", ":"))
 
 
 def _records(found: Loaded) -> list[dict[str, Any]]:

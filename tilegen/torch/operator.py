@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from tilegen.errors import ArgumentError, AutodiffError
 from tilegen.mechanisms import Instance, Mechanism
 from tilegen.torch.loaded import Loaded, loaded, loaded_by_key
+from tilegen.torch.precision import tf32_allowed
 from tilegen.torch.signature import NAMES, Signature, decode, encode
 
 LIBRARY = torch.library.Library("tilegen", "DEF")
@@ -91,12 +92,13 @@ class Operator:
         static = [int(inputs[i].shape[d]) for i, d in signature.static_at]
         first = inputs[signature.io_at]
         dtype, device = first.dtype, first.device
-        found = self._loaded.get((config, dtype, device, *static))
+        tf32 = dtype is torch.float32 and device.type == "cuda" and tf32_allowed()
+        found = self._loaded.get((config, dtype, device, tf32, *static))
         if found is None:
             signature.check(inputs)  # whoever comes through torch.ops has not been checked
             sizes = dict(zip(self.mechanism.static, static, strict=True))
-            found = loaded(Instance(self.mechanism, signature.config, sizes, NAMES[dtype]), device)
-            self._loaded[config, dtype, device, *static] = found
+            found = loaded(Instance(self.mechanism, signature.config, sizes, NAMES[dtype]), device, tf32=tf32)
+            self._loaded[config, dtype, device, tf32, *static] = found
         return found
 
     def _run_forward(self, inputs: list[torch.Tensor], config: str) -> list[torch.Tensor]:
@@ -182,7 +184,11 @@ class _Forward(torch.autograd.Function):
         given = [_or_zeros(grads[i], *output) for i, output in zip(library.grads, ctx.outputs, strict=True)]
         tensors = [*kept, *given]
         plain = not torch.is_grad_enabled() and _is_plain(tensors)
-        results = library.backward.run(tensors) if plain else ctx.operator.backward(tensors, library.key)
+        if plain:
+            # What is allowed may have changed since the forward; both libraries of an instance keep the same.
+            results = loaded_by_key(library.key, tensors[0].device).backward.run(tensors)
+        else:
+            results = ctx.operator.backward(tensors, library.key)
         found: list[torch.Tensor | None] = [None] * ctx.inputs
         for i, grad in zip(library.grad_inputs, results, strict=True):
             found[i] = grad

@@ -28,8 +28,15 @@ class EmulatedInstance:
     source : the CUDA text of all of them.
     """
 
-    def __init__(self, instance: Instance, functions: Sequence[str], target: str | BuildTarget = TARGET, wide: bool = False) -> None:
-        chosen = resolve(target, wide=wide) if isinstance(target, str) else target
+    def __init__(
+        self,
+        instance: Instance,
+        functions: Sequence[str],
+        target: str | BuildTarget = TARGET,
+        wide: bool = False,
+        tf32: bool = False,
+    ) -> None:
+        chosen = resolve(target, wide=wide, tf32=tf32) if isinstance(target, str) else target
         parts = scheduled_parts(instance, tuple(functions), chosen)
         self.instance, self.entries = instance, parts.entries
         self.source = cuda.generate(parts.parts, chosen)

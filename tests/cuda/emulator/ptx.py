@@ -129,6 +129,7 @@ INSTRUCTIONS: list[tuple[str, Callable[[re.Match[str], Operands], str]]] = [
     (r"rsqrt\.approx(?:\.ftz)?\.f32", _function("rsqrtf")),
     (r"sqrt\.approx(?:\.ftz)?\.f32", _function("sqrtf")),
     (r"tanh\.approx\.f32", _function("tanhf")),
+    (r"cvt\.rna\.tf32\.f32", _function("::emu::tf32")),
 ]
 """Patterns of opcodes, each with what writes its C++ from the match and the substituted operands."""
 

@@ -18,7 +18,7 @@ from tilegen.plan.evaluate import MathRule
 from tilegen.plan.gpu.contract import Fragments
 from tilegen.plan.gpu.func import WARP, Buffers, Decisions
 from tilegen.plan.gpu.holding import place_of
-from tilegen.plan.gpu.layout import Layout
+from tilegen.plan.gpu.layout import TF32, Layout
 from tilegen.plan.gpu.program import NARROW, Held, Node, Program
 from tilegen.plan.gpu.shared import Arena, Shared, divide, place
 from tilegen.plan.gpu.values import Values
@@ -42,7 +42,13 @@ def narrow_dtype(tensors: Sequence[te.Tensor]) -> str | None:
 
 def narrow_of(kernel: TileKernel, gpu: Gpu) -> str | None:
     """The dtype in which a kernel's operands go to the tensor cores of a GPU; None where threads contract."""
-    return narrow_dtype([*kernel.memory, *kernel.emits]) if gpu.capability >= TENSOR_CORES and kernel.room is None else None
+    return _narrow_of(kernel, gpu, [*kernel.memory, *kernel.emits])
+
+
+def _narrow_of(kernel: TileKernel, gpu: Gpu, tensors: Sequence[te.Tensor]) -> str | None:
+    if gpu.capability < TENSOR_CORES or kernel.room is not None:
+        return None
+    return TF32 if kernel.tf32 else narrow_dtype(tensors)
 
 
 def homes_of(program: Program) -> dict[tuple[te.Tensor, str], Shared]:
@@ -58,11 +64,12 @@ def homes_of(program: Program) -> dict[tuple[te.Tensor, str], Shared]:
         first = 0 if node.role in ("state", "load") else node.position
         wide = str(tensor.dtype)
         kinds = [("wide", wide)] if held.wide else []
-        kinds += [("narrow", str(program.narrow))] if held.narrow else []
+        rounded = program.narrow == TF32
+        kinds += [("narrow", wide if rounded else str(program.narrow))] if held.narrow else []
         kinds += [("earlier", wide)] if held.earlier else []
         for kind, dtype in kinds:
-            spread = program.kernel.only_products()
-            found[tensor, kind] = Shared(f"{node.name}_{kind}", node.tile, dtype, first, final, spread=spread)
+            spread, tf32 = program.kernel.only_products() or rounded, rounded and kind == "narrow"
+            found[tensor, kind] = Shared(f"{node.name}_{kind}", node.tile, dtype, first, final, spread=spread, tf32=tf32)
     return found
 
 
@@ -81,7 +88,7 @@ class Block:
         self.warps, self.prefetch = int(decisions["warps"]), bool(decisions.get("prefetch", 1)) and kernel.walked is not None
         self.past_registers = self.prefetch and int(decisions["prefetch"]) > 1 and gpu.capability >= TENSOR_CORES
         self.threads = self.warps * WARP
-        self.narrow = narrow_dtype(list(buffers)) if gpu.capability >= TENSOR_CORES and kernel.room is None else None
+        self.narrow = _narrow_of(kernel, gpu, list(buffers))
         self.stages, self.resident = int(decisions.get("stages", 2)), int(decisions.get("resident", 1))
         parts, across = int(decisions.get("parts", 1)), int(decisions.get("across", 1))
         self.program = Program(kernel, set(self.memory), self.warps, self.narrow, parts, across)

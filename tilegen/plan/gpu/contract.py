@@ -20,10 +20,11 @@ PTX = {"float16": "fp16", "bfloat16": "bf16"}
 
 @dataclass(frozen=True)
 class InShared:
-    """An operand in shared memory; `turned` when its first axis is the contracted one."""
+    """An operand in shared memory; `turned` when its first axis is the contracted one, `paired`: see `tilegen.plan.gpu.tf32`."""
 
     shared: Shared
     turned: bool
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Fragments:
 def fragment_key(layout: Layout, side: InShared, tall: bool) -> Any:
     """What two loads of an operand have in common if every thread gets the same from both; None if a part may be left out."""
     if tall:
-        return side.shared, side.turned, tall, layout.down, layout.dims[0]
+        return side.shared, side.turned, side.paired, tall, layout.down, layout.dims[0]
     if layout.extents[1] > padded(layout.columns):
         return None
-    return side.shared, side.turned, tall, layout.down if layout.across > 1 else 0, layout.dims[1]
+    return side.shared, side.turned, side.paired, tall, layout.down if layout.across > 1 else 0, layout.dims[1]
 
 
 def on_tensor_cores(
@@ -77,8 +78,8 @@ def on_tensor_cores(
     if isinstance(left, InRegisters) and left.layout.slant is not None:
         # Outside its band the left operand is zero.
         count, begin = left.layout.slant[1] // PAD, left.layout.first_column(thread)
-    a, load_a, all_a = _operand(layout, left, True, blocks * 8, count, dtype, fragments)
-    b, load_b, all_b = _operand(layout, right, False, columns * 4, count, dtype, fragments)
+    a, load_a, all_a = operand(layout, left, True, blocks * 8, count, dtype, fragments)
+    b, load_b, all_b = operand(layout, right, False, columns * 4, count, dtype, fragments)
     with T.unroll(0, count) as k:
         first_a, first_b = (k * blocks * 8 if all_a else 0), (k * columns * 4 if all_b else None)
         for block in range(blocks if load_a else 0):
@@ -90,7 +91,7 @@ def on_tensor_cores(
             else:
                 row = layout.first_row(thread) + block * PAD
                 _ldmatrix(a, first_a + block * 8, left, row, k * PAD, lane, dtype, tall=True)
-        with T.unroll(0, columns // 2) as n, _inside(layout, layout.first_column(thread) + n * PAD):
+        with T.unroll(0, columns // 2) as n, inside(layout, layout.first_column(thread) + n * PAD):
             at_b = 0 if first_b is None else first_b + n * 8
             if load_b:
                 _ldmatrix(b, at_b, right, layout.first_column(thread) + n * PAD, begin + k * PAD, lane, dtype, tall=False)
@@ -105,7 +106,7 @@ def on_tensor_cores(
                     )  # fmt: skip
 
 
-def _operand(
+def operand(
     layout: Layout, side: InShared | InRegisters, tall: bool, size: int, count: int, dtype: str, fragments: Fragments
 ) -> tuple[Any, bool, bool]:
     """Registers for an operand, `size` of each of `count` steps: (array, whether it is still to load, whether it has all steps)."""
@@ -121,7 +122,7 @@ def _operand(
 
 
 @contextmanager
-def _inside(layout: Layout, column: Any) -> Iterator[None]:
+def inside(layout: Layout, column: Any) -> Iterator[None]:
     """Nothing for warps whose columns are all padding; the condition is the same for a whole warp."""
     with ExitStack() as stack:
         if layout.extents[1] > padded(layout.columns):

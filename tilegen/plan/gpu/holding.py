@@ -98,6 +98,25 @@ class Node:
         return str(self.tensor.op.name).replace(".", "_")
 
 
+@dataclass(eq=False)
+class Held:
+    """Where a held stage lives; `sides` says for "wide" and "narrow" on which sides of the kernel's choice somebody reads that."""
+
+    node: Node
+    registers: bool = False
+    wide: bool = False
+    narrow: bool = False
+    earlier: bool = False
+    sides: dict[str, set[bool]] = field(default_factory=dict)
+
+    def settle(self, alike: bool) -> None:
+        """It lives somewhere; of two copies that are `alike` in size the exact one stays."""
+        if alike and self.wide and self.narrow:
+            self.narrow = False
+            self.sides["wide"] |= self.sides.pop("narrow")
+        self.wide = self.wide or not (self.registers or self.narrow)
+
+
 def place_of(kernel: TileKernel, tensor: te.Tensor, at: list[Any], outer: list[Any], fixed: dict[int, Any]) -> str | None:
     """Where a read at `at` lies from a block's point `outer`: "here", "earlier" (the step before of a state), or None for elsewhere.
 

@@ -16,6 +16,8 @@ from tilegen.plan.gpu.func import WARP
 
 PAD = 16
 """Extents of tiles in registers and of operands in shared memory are rounded up to this."""
+TF32 = "tf32"
+"""What operands in float32 are rounded to for tensor cores, where that is allowed."""
 
 
 def padded(extent: int) -> int:

@@ -13,7 +13,7 @@ from tvm import ir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tilegen.expression.walkers import conjunction, find, substitute, variables
-from tilegen.plan.gpu import copying, masks, vector
+from tilegen.plan.gpu import copying, masks, tf32, vector
 from tilegen.plan.gpu.block import Block
 from tilegen.plan.gpu.program import Node
 from tilegen.plan.gpu.shared import Shared
@@ -129,8 +129,9 @@ class Loading(Block):
         return self.asynchronous[node.tensor]
 
     def _is_plain(self, node: Node, piece: Piece, home: Shared) -> bool:
-        """Whether runs of a piece are 16 bytes of memory, or zeros where there is none."""
-        if piece.run * dtype_bytes(home.dtype) != copying.COPIED:
+        """Whether runs of a piece are 16 bytes of memory (of float32 for tensor cores 32), or zeros where there is none."""
+        nbytes = piece.run * dtype_bytes(home.dtype)
+        if home.tf32 or (nbytes % copying.COPIED if self.kernel.tf32 else nbytes != copying.COPIED):
             return False
         lane, inner = self._probe(node, piece)
         reads = self._reads_at(node, inner, lane, piece.run)
@@ -149,7 +150,10 @@ class Loading(Block):
             with self._run(node, piece) as (_, inner, exists), self._if(exists):
                 (read,) = self._reads_at(node, inner, lane, piece.run)
                 first = [substitute(i, {lane: tirx.const(0, "int32")}) if hasattr(i, "ty") else i for i in read.load.indices]
-                copying.copy(home.buffer[(home.flat(inner),)], read.load.source[tuple(first)], conjunction(read.guards))
+                step = copying.COPIED // dtype_bytes(home.dtype)
+                for part in range(0, piece.run, step):
+                    source = read.load.source[(*first[:-1], first[-1] + part)] if part else read.load.source[tuple(first)]
+                    copying.copy(home.buffer[(home.flat(inner) + part,)], source, conjunction(read.guards))
 
     def _fetch_piece(self, node: Node, piece: Piece, condition: Any) -> None:
         run = piece.run
@@ -242,7 +246,7 @@ class Loading(Block):
         inside, value = self._inside(node, inner), self._load_value(node, inner)
         with self._if(exists):
             for shared in self._writes(node):
-                mine = rounded(value, shared.dtype)
+                mine = tf32.kept(value, shared)
                 if inside is not None:
                     mine = tirx.if_then_else(inside, mine, tirx.const(0, shared.dtype))
                 T.buffer_store(shared.buffer, mine, [shared.flat(inner)])
@@ -261,7 +265,7 @@ class Loading(Block):
             for shared in self._writes(node):
                 temporary = T.alloc_buffer([run], shared.dtype, scope="local")
                 with T.unroll(0, run) as v:
-                    mine = rounded(substitute(value, {lane: v}), shared.dtype)
+                    mine = tf32.kept(substitute(value, {lane: v}), shared)
                     if inside is not None:
                         mine = tirx.if_then_else(inside, mine, tirx.const(0, shared.dtype))
                     T.buffer_store(temporary, mine, [v])

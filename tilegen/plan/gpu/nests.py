@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -15,14 +16,14 @@ from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import call_name, conjunction, const_int, find, is_load, load_indices, load_tensor, substitute
 from tilegen.plan import stages
 from tilegen.plan.evaluate import combine, identity
-from tilegen.plan.gpu import contract, masks, runs
+from tilegen.plan.gpu import contract, masks, runs, tf32
 from tilegen.plan.gpu.func import WARP
-from tilegen.plan.gpu.layout import PAD, Layout, padded
+from tilegen.plan.gpu.layout import PAD, TF32, Layout, padded
 from tilegen.plan.gpu.loading import Loading
 from tilegen.plan.gpu.program import Held, Node
 from tilegen.plan.gpu.shared import Shared
 from tilegen.plan.gpu.sides import Sides
-from tilegen.plan.gpu.values import Values, rounded
+from tilegen.plan.gpu.values import Values
 
 KEPT = 96
 """Registers of a thread for operands that several contractions take, at most."""
@@ -62,7 +63,7 @@ class Nests(Sides, Loading):
                 self._if(conjunction([row < node.extents[0], self._leads(layout)])),
             ):
                 for shared in homes:
-                    T.buffer_store(shared.buffer, rounded(source[(layout.row_register(at),)], shared.dtype), [shared.flat([row])])
+                    T.buffer_store(shared.buffer, tf32.kept(source[(layout.row_register(at),)], shared), [shared.flat([row])])
             return
         zero = tirx.const(0, "int32")
         a, b, c, d = layout.dims
@@ -73,9 +74,14 @@ class Nests(Sides, Loading):
                 row, first = layout.place(self.thread, (m, n, r, zero))
                 limits = zip((row, first), layout.extents, shared.shape, strict=True)
                 stack.enter_context(self._if(conjunction([i < size for i, held_, size in limits if held_ > size])))
+                held = lambda e: source[(layout.register((m, n, r, e)),)]  # noqa: E731
+                if shared.tf32:
+                    both = T.alloc_buffer([d], shared.dtype, scope="local")
+                    with T.unroll(0, d) as e:
+                        T.buffer_store(both, tf32.nearest(held(e)), [e])
+                    held = lambda e: both[(e,)]  # noqa: E731
                 e = zero if d == 1 else stack.enter_context(T.vectorized(0, d))
-                value = rounded(source[(layout.register((m, n, r, e)),)], shared.dtype)
-                T.buffer_store(shared.buffer, value, [shared.flat([row, first + e])])
+                T.buffer_store(shared.buffer, tf32.rounded(held(e), shared.dtype), [shared.flat([row, first + e])])
 
     def _fill_outside(self, node: Node, shared: Shared) -> None:
         """The columns of a banded tile that no warp holds, in shared memory."""
@@ -109,16 +115,30 @@ class Nests(Sides, Loading):
         layout, operands = node.layout, node.operands
         assert layout is not None and operands is not None
         target = self.registers[node.tensor] if into is None else into
-        sides: list[Any] = [self._side(node, k) for k in range(2)]
+        sides: list[Any] = self._sides(node)
         self.arena.use([s.shared for s in sides if isinstance(s, contract.InShared)], [])
         steps = self._contracted(node)
         if fresh:
             with T.unroll(0, layout.size) as r:
                 T.buffer_store(target, tirx.const(0, str(node.tensor.dtype)), [r])
         if self._on_tensor_cores(node):
-            contract.on_tensor_cores(layout, sides[0], sides[1], target, steps, self.narrow, self.thread, self.fragments)
+            made = (layout, sides[0], sides[1], target, steps)
+            if self.narrow == TF32:
+                tf32.on_tensor_cores(*made, self.thread, self.fragments)
+            else:
+                contract.on_tensor_cores(*made, self.narrow, self.thread, self.fragments)
         else:
             contract.on_threads(layout, sides[0], sides[1], target, steps, str(node.tensor.dtype), self.thread)
+
+    def _sides(self, node: Node) -> list[contract.InShared | contract.InRegisters]:
+        """Where a contraction finds its operands, and in which order it takes what is contracted."""
+        left, right = (self._side(node, k) for k in range(2))
+        assert isinstance(right, contract.InShared)
+        paired = self.narrow == TF32 and (right.turned or isinstance(left, contract.InRegisters))
+        if not paired:
+            return [left, right]
+        both = dataclasses.replace(right, paired=True)
+        return [dataclasses.replace(left, paired=True) if isinstance(left, contract.InShared) else left, both]
 
     def _side(self, node: Node, k: int) -> contract.InShared | contract.InRegisters:
         """Where a contraction finds its left (0) or right operand."""
@@ -143,12 +163,12 @@ class Nests(Sides, Loading):
         nodes = self.program.steps if self.kernel.walked is not None and not self.program.outside else []
         for node in [n for n in nodes if n.operands is not None and self._on_tensor_cores(n)]:
             assert node.layout is not None
-            for k in range(2):
-                side = self._side(node, k)
+            for k, side in enumerate(self._sides(node)):
                 key = contract.fragment_key(node.layout, side, k == 0) if isinstance(side, contract.InShared) else None
                 if key is not None:
                     wanted[key] = wanted.get(key, 0) + 1
-                    sizes[key] = node.layout.dims[k] * (4, 2)[k] * (padded(self._contracted(node)) // PAD)
+                    words = 2 if self.narrow == TF32 else 1
+                    sizes[key] = node.layout.dims[k] * (4, 2)[k] * (padded(self._contracted(node)) // PAD) * words
         taken = sum(n.layout.size for n in self.program.steps if n.tensor in self.registers and n.tensor not in self.program.onto)
         free = min(KEPT, 255 - SPARE - taken)
         for key in wanted:
@@ -280,7 +300,7 @@ class Nests(Sides, Loading):
         for kind in ("wide", "narrow"):
             shared = self._home(node.tensor, kind)
             if shared is not None:
-                T.buffer_store(shared.buffer, rounded(value, shared.dtype), [shared.flat(list(inner))])
+                T.buffer_store(shared.buffer, tf32.kept(value, shared), [shared.flat(list(inner))])
 
     def _clear(self, node: Node) -> None:
         """Zeros in the padding of an operand's tile."""

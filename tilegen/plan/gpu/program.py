@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import networkx
@@ -27,25 +26,13 @@ from tilegen.expression.scan import scan_inputs, scan_spec
 from tilegen.expression.walkers import call_name, const_int, is_load, load_tensor, prim
 from tilegen.plan import stages
 from tilegen.plan.gpu import band, sums
-from tilegen.plan.gpu.holding import Holding, Node, Operand, Read
-from tilegen.plan.gpu.layout import PAD, layout, squarer
+from tilegen.plan.gpu.holding import Held, Holding, Node, Operand, Read
+from tilegen.plan.gpu.layout import PAD, TF32, layout, squarer
 from tilegen.plan.tiles import TileKernel
 
 NARROW = {"float16", "bfloat16"}
 CHAIN = 16
 """Steps of a matrix product whose terms threads add to one sum, one after the other."""
-
-
-@dataclass(eq=False)
-class Held:
-    """Where a held stage lives; `sides` says for "wide" and "narrow" on which sides of the kernel's choice somebody reads that."""
-
-    node: Node
-    registers: bool = False
-    wide: bool = False
-    narrow: bool = False
-    earlier: bool = False
-    sides: dict[str, set[bool]] = field(default_factory=dict)
 
 
 class Program(Holding):
@@ -344,16 +331,18 @@ class Program(Holding):
                 if not self.reads_registers(node, read):
                     self._share(read.source, node.sides if read.side is None else (read.side,), operand=False)
         for held in self.held.values():
-            if not held.registers and not held.wide and not held.narrow:
-                held.wide = True
+            held.settle(alike=self.narrow == TF32)
         self.held = {tensor: held for tensor, held in self.held.items() if held.node.role != "fused"}
 
     def _share(self, tensor: te.Tensor, sides: Iterable[bool], operand: bool) -> None:
         held = self.held[tensor]
-        kind = "wide"
-        if (operand and self.narrow is not None) or (held.node.role == "load" and self.narrow is not None and self.exact(tensor)):
-            kind = "narrow"
-        held.narrow, held.wide = held.narrow or kind == "narrow", held.wide or kind == "wide"
+        load = held.node.role == "load"
+        narrow = self.narrow is not None and (operand or (load and self.exact(tensor)))
+        if self.narrow == TF32 and self.kernel.walked is not None:
+            # What is copied past registers is rounded by those who read it, and a state in shared memory keeps all of its bits.
+            narrow = narrow and not load and (held.node.role != "state" or held.registers)
+        kind = "narrow" if narrow else "wide"
+        held.narrow, held.wide = held.narrow or narrow, held.wide or not narrow
         held.sides.setdefault(kind, set()).update(sides)
 
     def exact(self, tensor: te.Tensor) -> bool:

@@ -35,7 +35,7 @@ def roomed(function: FunctionPlan, gpu: Gpu) -> FunctionPlan:
     kernels: list[Kernel] = []
     args = list(function.args)
     for kernel in function.kernels:
-        if isinstance(kernel, TileKernel) and not _fits(kernel, function, gpu):
+        if isinstance(kernel, TileKernel) and not fits(kernel, function, gpu):
             words = place(list(homes_of(Program(kernel, kernel.memory, WARPS, None)).values())) // 4
             tensor = placeholder([_blocks(kernel), words], "float32", f"{kernel.name}_room")
             args.append(PlanArg(f"workspace_{kernel.name}_room", "workspace", tensor))
@@ -48,7 +48,8 @@ DECISIONS: Mapping[str, int] = {"warps": WARPS, "parts": 1, "prefetch": 0}
 """How a kernel with a room runs: one launch whose blocks compute whole results, nothing fetched ahead."""
 
 
-def _fits(kernel: TileKernel, function: FunctionPlan, gpu: Gpu) -> bool:
+def fits(kernel: TileKernel, function: FunctionPlan, gpu: Gpu) -> bool:
+    """Whether the blocks of a kernel, by the default decisions of its rule, have room in shared memory."""
     from tilegen.schedules.registry import device_rule_for
 
     decisions = device_rule_for(kernel, "cuda").decide(kernel, gpu, Fixed())

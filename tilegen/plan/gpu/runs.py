@@ -13,7 +13,7 @@ from tvm.tirx.script.builder import ir as T
 from tilegen.expression.walkers import conjunction, const_int, find, substitute, variables
 from tilegen.plan import stages
 from tilegen.plan.evaluate import combine, identity
-from tilegen.plan.gpu import masks, vector
+from tilegen.plan.gpu import masks, tf32, vector
 from tilegen.plan.gpu.program import Node
 from tilegen.plan.gpu.values import Values
 from tilegen.schedules.rule import dtype_bytes
@@ -56,7 +56,13 @@ def reduced(block: Nests, node: Node) -> bool:
                     with T.unroll(0, run) as v:
                         T.buffer_store(total, combine(kind, total[(v,)], substitute(value, {lane: v})), [v])
             for shared in block._writes(node):
-                _stored(shared.buffer, lambda v: total[(v,)], run, [shared.flat([*lead, last * run])], str(shared.dtype))
+                _stored(
+                    shared.buffer,
+                    lambda v, home=shared: tf32.kept(total[(v,)], home),
+                    run,
+                    [shared.flat([*lead, last * run])],
+                    str(shared.dtype),
+                )
 
     whole = _whole(block, node, run, steps, over)
     if not whole:

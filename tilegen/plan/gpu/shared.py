@@ -26,6 +26,7 @@ class Shared:
     ----------
     shape : with padding; the rows of a matrix are `stride` elements apart, which spreads them over the banks.
     spread : whether threads that take elements of a column shall find them in different banks, whatever the dtype.
+    tf32 : whether what is written is rounded to TF32 (a buffer that nobody but tensor cores reads).
     shift : elements by which this step's copy lies behind the first, where steps take turns (see `Arena.copies`).
     """
 
@@ -38,6 +39,7 @@ class Shared:
     buffer: Any = None
     shift: Any = 0
     spread: bool = False
+    tf32: bool = False
 
     @property
     def stride(self) -> int:

@@ -107,6 +107,10 @@ struct Fp16Element {
   static constexpr int PACKED = 2;
   static float get(uint32_t bits, int i) { return Fp16::decode(static_cast<uint16_t>(bits >> 16 * i)); }
 };
+inline uint32_t tf32(float x) {  // cvt.rna.tf32.f32: to the nearest, ties away from zero
+  const uint32_t bits = __float_as_uint(x);
+  return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffe000u : (bits + ((bits & 0x7f800000u) < 0x7f800000u ? 0x1000u : 0u)) & 0xffffe000u;
+}
 struct Tf32Element {  // the hardware ignores the low 13 bits
   static constexpr int PACKED = 1;
   static float get(uint32_t bits, int) { return __uint_as_float(bits & 0xffffe000u); }
