@@ -70,10 +70,12 @@ class Loading(Block):
     def _piece(self, node: Node, first: int, last: int) -> Piece:
         shape = node.tile
         total = math.prod(shape[1:]) * (last - first)
-        run = RUN if shape and shape[-1] % RUN == 0 and node.extents[-1] % RUN == 0 else 1
+        # What is copied past registers goes in runs of 16 bytes.
+        long = RUN // 2 if self.kernel.tf32 and self.past_registers else RUN
+        run = long if shape and shape[-1] % long == 0 and node.extents[-1] % long == 0 else 1
         # A piece of few rows keeps all threads busy with shorter runs, as long as those are 16 bytes.
-        few = run == RUN and last - first < (shape[0] if shape else 1) and total // run < self.threads
-        if few and RUN // 2 * self._narrowest(node) >= vector.WIDEST:
+        few = run == long and last - first < (shape[0] if shape else 1) and total // run < self.threads
+        if few and long // 2 * self._narrowest(node) >= vector.WIDEST:
             run //= 2
         return Piece(first, last, run, -(-(total // run) // self.threads))
 
@@ -129,9 +131,8 @@ class Loading(Block):
         return self.asynchronous[node.tensor]
 
     def _is_plain(self, node: Node, piece: Piece, home: Shared) -> bool:
-        """Whether runs of a piece are 16 bytes of memory (of float32 for tensor cores 32), or zeros where there is none."""
-        nbytes = piece.run * dtype_bytes(home.dtype)
-        if home.tf32 or (nbytes % copying.COPIED if self.kernel.tf32 else nbytes != copying.COPIED):
+        """Whether runs of a piece are 16 bytes of memory, or zeros where there is none."""
+        if piece.run * dtype_bytes(home.dtype) != copying.COPIED or home.tf32:
             return False
         lane, inner = self._probe(node, piece)
         reads = self._reads_at(node, inner, lane, piece.run)
@@ -150,10 +151,7 @@ class Loading(Block):
             with self._run(node, piece) as (_, inner, exists), self._if(exists):
                 (read,) = self._reads_at(node, inner, lane, piece.run)
                 first = [substitute(i, {lane: tirx.const(0, "int32")}) if hasattr(i, "ty") else i for i in read.load.indices]
-                step = copying.COPIED // dtype_bytes(home.dtype)
-                for part in range(0, piece.run, step):
-                    source = read.load.source[(*first[:-1], first[-1] + part)] if part else read.load.source[tuple(first)]
-                    copying.copy(home.buffer[(home.flat(inner) + part,)], source, conjunction(read.guards))
+                copying.copy(home.buffer[(home.flat(inner),)], read.load.source[tuple(first)], conjunction(read.guards))
 
     def _fetch_piece(self, node: Node, piece: Piece, condition: Any) -> None:
         run = piece.run

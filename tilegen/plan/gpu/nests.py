@@ -133,12 +133,10 @@ class Nests(Sides, Loading):
     def _sides(self, node: Node) -> list[contract.InShared | contract.InRegisters]:
         """Where a contraction finds its operands, and in which order it takes what is contracted."""
         left, right = (self._side(node, k) for k in range(2))
-        assert isinstance(right, contract.InShared)
-        paired = self.narrow == TF32 and (right.turned or isinstance(left, contract.InRegisters))
-        if not paired:
+        assert isinstance(right, contract.InShared) and node.layout is not None
+        if self.narrow != TF32 or not self._on_tensor_cores(node) or not tf32.is_paired(node.layout, left, right):
             return [left, right]
-        both = dataclasses.replace(right, paired=True)
-        return [dataclasses.replace(left, paired=True) if isinstance(left, contract.InShared) else left, both]
+        return [dataclasses.replace(s, paired=True) if isinstance(s, contract.InShared) else s for s in (left, right)]
 
     def _side(self, node: Node, k: int) -> contract.InShared | contract.InRegisters:
         """Where a contraction finds its left (0) or right operand."""

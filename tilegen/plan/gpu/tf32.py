@@ -5,8 +5,8 @@ TF32 has the exponent of float32 and ten bits after the point.  Operands are rou
 it is loaded from there.
 
 Accumulators hold two neighbouring columns where the operand wants two that are four apart.  The order in which elements are
-contracted is free, so a step takes its columns in the order of the accumulators (*paired*: 0, 2, 4, 6, 1, 3, 5, 7) where the left
-operand is in registers or the right one has the contracted axis first, and the rows of the right one in the same order.
+contracted is free: a step may take its columns in the order of the accumulators (*paired*: 0, 2, 4, 6, 1, 3, 5, 7), and the rows of
+the right operand in the same order.  In that order an operand with the contracted axis first meets no bank conflict either.
 """
 
 from __future__ import annotations
@@ -51,6 +51,18 @@ def kept(value: Any, shared: Shared) -> Any:
     """`value` as a buffer in shared memory keeps it."""
     value = rounded(value, shared.dtype)
     return nearest(value) if shared.tf32 else value
+
+
+def is_paired(layout: Layout, left: InShared | InRegisters, right: InShared) -> bool:
+    """Whether a product takes what is contracted in the order of accumulators: it must, or shared memory is busy for a shorter time.
+
+    `ldmatrix` loads rows in order.  Elements of the other axis, in order, and two neighbours, in pairs, meet two-way bank conflicts.
+    """
+    if isinstance(left, InRegisters):
+        return True
+    blocks, columns, _, _ = layout.dims
+    busy = lambda paired: 2 * blocks * (1 + (left.turned is not paired)) + columns * (1 + (right.turned is not paired))  # noqa: E731
+    return bool(busy(True) < busy(False))
 
 
 def on_tensor_cores(
