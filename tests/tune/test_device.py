@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 
 from tilegen.build import nvcc, nvrtc
+from tilegen.build.library import functions_of
 from tilegen.build.scheduled import require_names
 from tilegen.build.target import resolve
 from tilegen.errors import ScheduleError
 from tilegen.mechanisms import Instance, get
+from tilegen.plan.plan import plan
+from tilegen.tune import packed
 from tilegen.tune.case import Case
-from tilegen.tune.device import build, cases, operators
+from tilegen.tune.device import build, cases, needs, operators
 from tilegen.tune.device.measure import unlike
 from tilegen.tune.device.model import Model
 from tilegen.tune.device.operators import Operator, tuned_sizes
@@ -175,7 +179,7 @@ class TestBuilds:
         ],
     )
     def test_launches_that_the_device_would_refuse_are_known(self, launch: dict[str, Any], message: str | None) -> None:
-        found = build.beyond(launch, resolve("sm_90").machine)  # type: ignore[arg-type]
+        found = needs.beyond(launch, resolve("sm_90").machine)  # type: ignore[arg-type]
         assert found is None if message is None else message in (found or "")
 
 
@@ -240,11 +244,98 @@ def test_rows_of_all_sequences_follow_from_their_number_and_length() -> None:
     assert all(s["N"] == s["B"] * s["T"] for s in Operator(compact, resolve("sm_90"), {}).checks().values())
 
 
-def test_packed_sequences_are_refused_with_what_to_do() -> None:
-    found = get("linear_attention")
-    packed = Instance(found, found.config(packed=True), {"D": 32, "E": 32}, "float32")
-    with pytest.raises(ScheduleError, match="linear_attention with packed sequences is not tuned"):
-        Operator(packed, resolve("sm_90"), {})
+class TestPackedSequences:
+    def instance(self) -> Instance:
+        found = get("linear_attention")
+        return Instance(found, found.config(packed=True, chunk=16), {"D": 16, "E": 16}, "float32")
+
+    @pytest.mark.parametrize("rows", [37, 131, 320])
+    def test_tables_are_those_that_calls_make(self, rows: int) -> None:
+        import torch
+
+        from tilegen.torch.packing import tables
+
+        sizes = packed.sizes_of(self.instance(), {"T": rows, "S": 3, "H": 2}, whole=False)
+        bounds = packed.bounds(sizes)
+        made = tables((1, 16), torch.tensor(bounds, dtype=torch.int32), "q", torch.empty(1, rows, 1))
+        for name, expected in made.items():
+            assert np.array_equal(packed.table(name, sizes), expected.numpy())  # type: ignore[arg-type]
+        assert made["owner_16"].numel() == sizes["N16"]
+        assert packed.table("saved_starts_16", sizes) is None
+
+    def test_all_tiles_exist_where_kernels_are_measured(self) -> None:
+        made = Operator(self.instance(), resolve("sm_90"), {"T": 1000, "S": 4})
+        lengths = np.diff(packed.bounds(made.sizes))
+        assert made.sizes["T"] == sum(lengths) == 996
+        assert sum(-(-lengths // 16)) == made.sizes["N16"]
+        assert len(set(lengths)) > 1
+        assert any(0 in np.diff(packed.bounds(sizes)) for sizes in made.checks().values())
+
+    def test_cases_have_references(self, tmp_path: Path) -> None:
+        found = get("elementwise_attention")
+        instance = Instance(found, found.config(packed=True, order=2), {"C": 16}, "float32")
+        made = Operator(instance, resolve("sm_90"), {})
+        sizes = made.checks()["ragged"]
+        cases.prepare(**made.sketch().owner(), sizes={"ragged": sizes}, seed=0, folder=str(tmp_path))
+        case = Case.load(tmp_path / "ragged")
+        assert np.array_equal(case.inputs["ends_1"], packed.bounds(sizes)[1:])
+        assert {"y", "grad_q", "grad_k", "grad_v"} <= set(case.references)
+        assert all(np.isfinite(reference).all() for reference in case.references.values())
+
+
+class TestNeeds:
+    def lowered(self, decisions: Sequence[int]) -> list[needs.Need]:
+        target = resolve("sm_90")
+        found = get("local_attention")
+        owner = Instance(found, found.config(window=128), {"D": 64, "E": 64}, "bfloat16")
+        part = build._functions(owner.key, True, target.machine)["backward"]
+        return needs.needs_of(build.written(part, 0, owner.dtype, build.Asked(decisions), target))
+
+    def test_a_tile_for_one_warp_has_no_registers(self) -> None:
+        """nvcc 13.0 for sm_90: four warps take 240 registers; one warp has spills of 38 kB a thread."""
+        gpu = resolve("sm_90").machine
+        (usual,), (alone,) = self.lowered(()), self.lowered((1, 1))
+        assert (usual.threads, alone.threads) == (128, 32)
+        assert 0.5 * 240 < usual.words < 240
+        assert alone.words > 4 * usual.words
+        assert needs.hopeless(usual, {"shared": 70_000}, gpu) is None
+        assert "a thread of 32 in a block has 255 registers" in (needs.hopeless(alone, {"shared": 70_000}, gpu) or "")
+
+    @pytest.mark.parametrize(("threads", "words", "shared"), [(1024, 100, 0), (32, 50, 120_000)])
+    def test_blocks_share_registers_and_shared_memory(self, threads: int, words: int, shared: int) -> None:
+        gpu = resolve("sm_90").machine
+        need = needs.Need(threads, {"a": words}, {"a": [1, 2]})
+        assert needs.hopeless(need, {"shared": shared}, gpu) is not None
+        assert needs.hopeless(needs.Need(128, {"a": words}, {"a": [1, 2]}), {"shared": 70_000}, gpu) is None
+
+    def test_what_is_pruned_is_not_compiled_and_a_default_never_is(self, tmp_path: Path) -> None:
+        found = get("local_attention")
+        owner = Instance(found, found.config(window=128), {"D": 64, "E": 64}, "bfloat16")
+        target = build.target_text(resolve("sm_90"))
+        made = build.build(owner.key, "", True, "backward", 0, [1, 1], target, str(tmp_path), prune=True)
+        assert made["kind"] == "pruned"
+        assert not list(tmp_path.iterdir())
+
+
+def test_steps_are_planned_as_they_are_built() -> None:
+    """A window too long for a tile is cut into pieces on a GPU: a record of another plan would not be found."""
+    target, found = resolve("sm_90"), get("local_attention")
+    owner = Instance(found, found.config(window=1024), {"D": 32, "E": 32}, "bfloat16")
+    (built,) = [function for _, function in functions_of(owner, ("step",), target.machine).values()]
+    step = owner.step_instance()
+    assert step is not None
+    tuned = build._functions(step.key, False, target.machine)["forward"]
+    assert [(k.name, k.pattern) for k in tuned.kernels] == [(k.name, k.pattern) for k in built.kernels]
+    assert len(tuned.kernels) != len(plan(step, backward=False).functions["forward"].kernels)
+
+
+def test_a_kernel_without_room_in_shared_memory_is_not_searched() -> None:
+    found, target = get("linear_attention"), resolve("sm_75")
+    large = Instance(found, found.config(), {"D": 128, "E": 128}, "float32")
+    made = Operator(large, target, {})
+    assert all(kernel.room is not None for kernel in made.functions["forward"].kernels)
+    assert made.kernel("forward", 0) is None
+    assert any(name.endswith("_room") for name in made.describe()["tensors"]["tuned"])
 
 
 def test_results_at_the_tuned_sizes_are_compared_with_the_defaults() -> None:

@@ -80,6 +80,15 @@ def test_every_point_of_a_real_space_is_right_or_rejected(workshop: Workshop) ->
     assert all(0 < s < 0.1 for row in samples for s in row)
 
 
+def test_what_is_built_again_passes_the_gates_again(bad: LocalEvaluator) -> None:
+    kinds = [(KINDS.index(kind),) for kind in ("ok", "wrong", "build")]
+    for point in kinds:
+        bad.libraries.pop(point, None)
+    assert {point: outcome.kind for point, outcome in bad.rebuild(kinds)} == {kinds[1]: "wrong", kinds[2]: "build"}
+    assert kinds[0] in bad.libraries
+    assert not {kinds[1], kinds[2]} & bad.libraries.keys()
+
+
 def test_the_deadline_cuts_measuring_short(bad: LocalEvaluator) -> None:
     begin = time.monotonic()
     done = list(bad.evaluate([Candidate((KINDS.index("hang"),)), Candidate((0,))], begin + 1.0))

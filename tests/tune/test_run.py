@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from tilegen import build, mechanisms
+from tilegen.bundle import machine
 from tilegen.errors import ArgumentError, TargetError
 from tilegen.mechanisms import Instance
 from tilegen.tune import TuneReport, logs, tune
 from tilegen.tune.progress import Silent
+from tilegen.tune.run import own_target
 
 SHAPES = {"B": 2, "T": 48}
 
@@ -69,8 +71,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"minutes": 0}, ArgumentError, "minutes is 0"),
     ({"shapes": {"Q": 4}}, ArgumentError, "shapes has Q=4"),
     ({"shapes": {"T": 0}}, ArgumentError, "shapes has T=0"),
-    ({"target": "x86-64-v2"}, TargetError, "tune on such a machine"),
     ({"rpc": "nowhere"}, ArgumentError, "rpc is 'nowhere'"),
+    ({"rpc": "127.0.0.1:9190", "key": "board", "target": "sm_90"}, ArgumentError, "servers measure kernels for CPUs only"),
     ({"functions": ["step"], "target": "cpu"}, ArgumentError, "functions has step"),
 ]
 
@@ -80,6 +82,13 @@ def test_wrong_arguments_are_named(change: dict[str, Any], error: type[Exception
     given: dict[str, Any] = {"ops": ["elementwise_attention"], "progress": Silent(), **change}
     with pytest.raises(error, match=message):
         tune(given.pop("ops"), **given)
+
+
+def test_a_cpu_tunes_for_lesser_ones_of_its_kind_and_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_target("x86-64-v2").device == "x86_64-v2"
+    monkeypatch.setattr(machine, "flags", frozenset)
+    with pytest.raises(TargetError, match="tune on such a machine"):
+        own_target("x86-64-v2")
 
 
 def test_the_report_is_a_page_with_plots(tuned: tuple[Path, TuneReport], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
 import signal
@@ -18,7 +19,7 @@ from rich.console import Console
 from tune_kernels import task
 
 from tilegen.errors import RecordError, ScheduleError
-from tilegen.tune import records, session
+from tilegen.tune import logs, records, session
 from tilegen.tune.engine import Effort
 from tilegen.tune.journal import Journal, Outcome, Trial
 from tilegen.tune.local import Limits, Workshop
@@ -66,6 +67,19 @@ def test_the_same_call_again_measures_nothing_and_says_the_same(
     assert TuneReport([first], 1.0).lines()[-1].endswith("8 trials in 1 s, 1 record(s) written")
     assert TuneReport([again], 1.0).lines()[-1].endswith("0 trials in 1 s, 0 record(s) written")
     assert len(records.read(records.log_path(tmp_path, task().key.host, task().key.op))) == 1
+
+
+def test_what_is_used_gives_way_only_to_what_was_measured_beside_it(workshop: Workshop, tmp_path: Path) -> None:
+    """A search that tried nothing but the default leaves the record of another point where it is."""
+    run(workshop, tmp_path, Effort(1, 1.0, 4))
+    found, space = records.lookup(task().key, tmp_path), Space(task().mod, task().rule)
+    assert found is not None
+    used = dataclasses.replace(found, decisions=space.values((2, 1, 2)), seconds=found.seconds / 2)
+    logs.append(records.log_path(tmp_path, used.key.host, used.key.op), used)
+    assert run(workshop, tmp_path, Effort(1, 1.0, 4), seed=1).record is None
+    kept = records.lookup(task().key, tmp_path)
+    assert kept is not None
+    assert kept.decisions == used.decisions
 
 
 def test_more_trials_go_on_at_the_exact_count(workshop: Workshop, tmp_path: Path) -> None:

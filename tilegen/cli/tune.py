@@ -25,7 +25,9 @@ def command(
     effort: Annotated[str, typer.Option(help="quick, default or max: how long when neither of the above is given.")] = "default",
     target: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda or cuda:1; kernels are run, so it must be this machine's. Default: its GPU, else its CPU."),
+        typer.Option(
+            help="cpu, cuda or cuda:1, or a lesser CPU than this one, x86-64-v3; kernels are run here. Default: its GPU, else its CPU."
+        ),
     ] = None,
     functions: Annotated[
         str, typer.Option(help="Which of forward, backward and step (a GPU's), with commas.")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tvm import te, tirx
+import tvm_ffi
+from tvm import ir, te, tirx
 
 from tilegen.errors import PlanError
 from tilegen.expression import compute
@@ -65,6 +66,12 @@ class FunctionPlan:
         """One kernel as a function of its own, with the arguments it reads and writes: what a search measures."""
         read, _ = sources(kernel, self.in_memory())
         used = {*read, *kernel.writes()}
+        if any(frame.ragged for frame in getattr(kernel, "frames", {}).values()):
+            # Loops and conditions ask the tables of packed sequences which tiles there are.
+            whole = prim_func([(arg.name, arg.tensor) for arg in self.args], [kernel], math)
+            asked: set[Any] = set()
+            tvm_ffi.structural_walk(whole.body, (ir.Var, asked.add))
+            used |= {arg.tensor for arg, param in zip(self.args, whole.params, strict=True) if param in asked}
         args = [arg for arg in self.args if arg.tensor in used]
         return prim_func([(arg.name, arg.tensor) for arg in args], [kernel], math), args
 
@@ -171,7 +178,9 @@ def saved_candidates(forward: Graph, back: Graph) -> list[list[te.Tensor]]:
     candidates: list[list[te.Tensor]] = [[]]
     for _ in range(4):
         function = plan_backward(forward, back, candidates[-1])
-        extra = [arg.tensor for arg in function.args if arg.role == "workspace" and arg.tensor in own and not is_table(arg.tensor)]
+        extra = [
+            arg.tensor for arg in function.args if arg.role == "workspace" and arg.tensor in own and not is_table(arg.tensor)
+        ]
         if not extra:
             break
         candidates.append([*candidates[-1], *extra])
@@ -273,7 +282,9 @@ def _check_symbols(function: FunctionPlan) -> None:
     bare = {dim for arg in function.args for dim in arg.tensor.shape if isinstance(dim, tirx.Var)}
     for arg in function.args:
         for dim in arg.tensor.shape:
-            assert const_int(dim) is not None or dim in bare or not isinstance(dim, tirx.Var), f"{function.name}: {dim} of {arg.name}"
+            assert const_int(dim) is not None or dim in bare or not isinstance(dim, tirx.Var), (
+                f"{function.name}: {dim} of {arg.name}"
+            )
 
 
 def distinct_outputs(graph: Graph) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tilegen.tune.gate import Array, Limit, dtype_of
+from tilegen.tune.packed import table
 
 GUARD = 4096
 """Bytes before and after every buffer that a kernel must not touch."""
@@ -107,7 +108,7 @@ class Case:
 def normal_inputs(arguments: Sequence[Argument], sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
     """Standard normal numbers for every floating input, the same in every process for one `seed`.
 
-    Integers are 0 or 1, those in a vector see `places`.
+    Integers are 0 or 1, those in a vector see `places` and `tilegen.tune.packed.table`.
     """
     made: dict[str, Array] = {}
     for position, a in enumerate(arguments):
@@ -117,7 +118,8 @@ def normal_inputs(arguments: Sequence[Argument], sizes: Mapping[str, int], seed:
         floating = a.dtype.startswith(("float", "bfloat"))
         values = rng.standard_normal(a.shape) if floating else rng.integers(0, 2, a.shape)
         if len(a.shape) == 1 and a.dtype.startswith(("int", "uint")):
-            values = places(a.shape[0], sizes)
+            bounds = table(a.name, sizes)
+            values = places(a.shape[0], sizes) if bounds is None else bounds
         made[a.name] = values.astype(np.float32 if a.dtype == "bfloat16" else np.float64).astype(dtype_of(a.dtype))
     return made
 

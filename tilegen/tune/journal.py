@@ -23,7 +23,13 @@ from tilegen.tune.records import canonical
 
 OK = "ok"
 
-FREE = ("schedule", "same")
+INVALID = ("wrong", "unstable", "outside", "crash")
+"""Kinds that say something of the code, not of how busy a machine is."""
+
+PRUNED = "pruned"
+"""Left out by an estimate: it would not start on the device, or could not be fast."""
+
+FREE = ("schedule", "same", PRUNED)
 """Kinds of outcomes that cost no trial where they are found out while building: nothing was measured."""
 
 
@@ -31,7 +37,7 @@ FREE = ("schedule", "same")
 class Outcome:
     """What became of a candidate.
 
-    `kind` is "ok", or why it was rejected: "schedule" (the primitives do not apply), "build", "crash", "timeout",
+    `kind` is "ok", or why it was rejected: "schedule" (the primitives do not apply), "pruned" (by an estimate), "build", "crash", "timeout",
     "wrong" (differs from the reference), "unstable" (two runs differ), "outside" (wrote beyond its buffers).
     `seconds` and `spread` are the median and the distance between the quartiles of the repeats.
     """
@@ -124,6 +130,10 @@ class Journal:
         """How many trials were rejected, by kind."""
         kinds = [kind for t in self.trials if (kind := self.known[t.decisions].kind) != OK]
         return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+
+    def pruned(self) -> int:
+        """How many points were left out by an estimate, before anything was built."""
+        return sum(outcome.kind == PRUNED for outcome in self.known.values())
 
     def history(self) -> list[float | None]:
         """Seconds of each trial in order, None where it was rejected."""

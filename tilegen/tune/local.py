@@ -203,13 +203,20 @@ class LocalEvaluator:
             for reply in built:
                 yield from self._after_build(reply, deadline)
 
-    def rank(self, points: Sequence[Decisions], seconds: float) -> list[list[float]]:
-        """Samples of several points, taken in turns; a point that is not built yet is built."""
+    def rebuild(self, points: Sequence[Decisions]) -> Iterator[tuple[Decisions, Outcome]]:
+        """Build points that an earlier call measured, and pass them through the gates again; yield those that fail.
+
+        Their records would hold for the code of today, whatever made that of the day when they were measured.
+        """
         missing = [Candidate(p) for p in points if p not in self.libraries]
-        for reply in self.workshop.builders.run(self._build_jobs(missing)):
-            if reply.kind != OK:
-                raise BuildError(f"{self.task.name}: a finalist did not build again ({reply.kind}): {reply.message}")
-            self.libraries[reply.job.tag.decisions] = reply.job.arguments["out"]
+        for reply in list(self.workshop.builders.run(self._build_jobs(missing))):
+            for candidate, outcome in self._after_build(reply, float("inf"), repeats=1):
+                if not outcome.ok:
+                    self.libraries.pop(candidate.decisions, None)
+                    yield candidate.decisions, outcome
+
+    def rank(self, points: Sequence[Decisions], seconds: float) -> list[list[float]]:
+        """Samples of several points that `rebuild` or `evaluate` built, taken in turns."""
         samples: list[list[float]] = self.workshop.call(
             self.workshop.backend.rank,
             libraries=[self.libraries[p] for p in points],
@@ -230,7 +237,7 @@ class LocalEvaluator:
                 self.task.build, {"module": module, "target": self._target, "out": out}, self.workshop.limits.build, candidate
             )
 
-    def _after_build(self, reply: Reply, deadline: float) -> Iterator[tuple[Candidate, Outcome]]:
+    def _after_build(self, reply: Reply, deadline: float, repeats: int | None = None) -> Iterator[tuple[Candidate, Outcome]]:
         candidate: Candidate = reply.job.tag
         if reply.kind != OK:
             kind = "build" if reply.kind == "error" else reply.kind
@@ -244,7 +251,7 @@ class LocalEvaluator:
                 "symbol": SYMBOL,
                 "timed": self._case("tuned"),
                 "checked": [self._case(name) for name in self.cases],
-                "repeats": self.workshop.limits.repeats,
+                "repeats": repeats or self.workshop.limits.repeats,
                 "hurry": self.best if np.isfinite(self.best) else None,
             },
             self.workshop.limits.measure,

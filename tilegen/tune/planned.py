@@ -21,7 +21,7 @@ from tvm.target import Target
 
 from tilegen.build.scheduled import MATH, record_key
 from tilegen.build.target import BuildTarget
-from tilegen.mechanisms import Instance
+from tilegen.mechanisms import Instance, is_packed
 from tilegen.plan.emit import prim_func
 from tilegen.plan.plan import FunctionPlan, Plan, plan
 from tilegen.runtime.tensors import library_of
@@ -29,6 +29,7 @@ from tilegen.schedules.registry import rule_for
 from tilegen.schedules.rule import Sampled, View
 from tilegen.tune.case import Argument, Buffer, normal_inputs
 from tilegen.tune.gate import Array, dtype_of
+from tilegen.tune.packed import ROWS, SEQUENCES, sizes_of
 from tilegen.tune.task import Task
 
 FUNCTIONS = ("forward", "backward")
@@ -49,8 +50,11 @@ def tasks(
     functions : which of forward and backward.
     """
     mechanism = instance.mechanism
-    chosen = {name: (sizes or {}).get(name, mechanism.representative[name]) for name in mechanism.symbolic}
-    ragged = dict(zip(mechanism.symbolic, RAGGED, strict=False))
+    usual = dict(mechanism.representative)
+    if is_packed(instance.config):
+        usual |= {SEQUENCES: usual["B"], ROWS: usual["B"] * usual["T"]}
+    chosen = sizes_of(instance, {name: (sizes or {}).get(name, usual.get(name, 0)) for name in instance.symbolic}, whole=True)
+    ragged = ragged_sizes(instance)
     planned = plan(instance)
     exact = Exact(planned)
     found = []
@@ -76,6 +80,15 @@ def tasks(
                 )
             )
     return found
+
+
+def ragged_sizes(instance: Instance) -> dict[str, int]:
+    """Sizes for the second check of each kernel; packed sequences have one row, and one row more than a few tiles."""
+    if not is_packed(instance.config):
+        return dict(zip(instance.mechanism.symbolic, RAGGED, strict=False))
+    sequences, longest = RAGGED[0], max(instance.mechanism.lengths(instance.config))
+    known = {SEQUENCES: sequences, ROWS: sequences + 2 * longest}
+    return sizes_of(instance, {name: known.get(name, RAGGED[2]) for name in instance.symbolic}, whole=True)
 
 
 def _apply(rule: Any, kernel: str, machine: Any, sch: s_tir.Schedule) -> None:

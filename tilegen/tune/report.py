@@ -41,6 +41,7 @@ class SearchResult:
     correlation : the model's rank correlation, see `MetaScheduleProposer.rank_correlation`.
     history : seconds of each trial in order, None where it was rejected.
     reasons : the first message of each kind of rejection.
+    pruned : how many candidates were left out before they were built, since they would not start on the device or could not be fast.
     traffic, flops : bytes that a call moves at least, and its operations; None or 0 when unknown.
     bandwidth : bytes per second of copying on the device; 0 when unknown.
     """
@@ -60,6 +61,7 @@ class SearchResult:
     log: Path | None
     history: list[float | None] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
+    pruned: int = 0
     traffic: int = 0
     flops: float | None = None
     bandwidth: float = 0.0
@@ -97,7 +99,8 @@ class SearchResult:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.rejected.items())
         rejected = f"; rejected {100 * share:.0f} % ({kinds})" if kinds else ""
         model = f"; the model's rank correlation {self.correlation:.2f}" if self.correlation is not None else ""
-        lines.append(f"  {self.trials} of {self.space} candidates tried ({why}){rejected}{model}")
+        pruned = f"; {self.pruned} pruned unbuilt" if self.pruned else ""
+        lines.append(f"  {self.trials} of {self.space} candidates tried ({why}){pruned}{rejected}{model}")
         if self.random_seconds is not None:
             found = min(s for s in self.history if s is not None)
             at = self.best_so_far.index(found) + 1
@@ -130,6 +133,8 @@ class TuneReport:
         tried = sum(r.trials for r in self.results)
         if failed := sum(sum(r.rejected.values()) for r in self.results):
             lines.append(f"rejected: {failed} of {tried} candidates ({100 * failed / tried:.1f} %)")
+        if pruned := sum(r.pruned for r in self.results):
+            lines.append(f"pruned before they were built: {pruned} candidates")
         both = [(r.default_seconds, r.seconds) for r in self.results if r.default_seconds]
         if both:
             before, after = sum(b for b, _ in both), sum(a for _, a in both)

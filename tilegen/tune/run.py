@@ -10,7 +10,7 @@ from pathlib import Path
 from tilegen import mechanisms, settings
 from tilegen.build import gpus
 from tilegen.build.target import BuildTarget, resolve
-from tilegen.bundle import gpu
+from tilegen.bundle import gpu, machine
 from tilegen.errors import ArgumentError, TargetError, TilegenError
 from tilegen.mechanisms import Instance
 from tilegen.tune import engine, planned, remote
@@ -49,7 +49,7 @@ def tune(
     trials : per kernel, over all calls.
     effort : "quick", "default" or "max": both limits when neither is given; the size of a batch in any case.
     target : None: this machine's GPU, else its CPU; "cpu"; "cuda", "cuda:1"; another machine's name only with `rpc`, since kernels
-        must be run to be measured.
+        must be run to be measured; this CPU runs the code of lesser ones ("x86-64-v3" on one with AVX-512).
     resume : go on with the trials of earlier calls; False sets them aside.
     log_dir : where records and trials go; `tilegen.settings.log_dir()` unless given.
     functions : which of "forward", "backward" and, on a GPU, "step", which is measured with 64 sequences of one position.
@@ -82,6 +82,11 @@ def tune(
     place = remote.environment(rpc, key) if rpc is not None else {}
     chosen = own_target(target) if rpc is None else resolve(target)
     if chosen.kind == "cuda":
+        if place:
+            raise ArgumentError(
+                f"rpc is given with target {target!r}; servers measure kernels for CPUs only: tune on the machine that has the GPU, one call "
+                "for each of several GPUs (--target cuda:0, --target cuda:1) with other operators, and merge with `tilegen logs merge`"
+            )
         from tilegen.tune.device.run import tune_device
 
         _check(instances, shapes or {})
@@ -141,7 +146,7 @@ def own_target(name: str | None) -> BuildTarget:
     if chosen.kind == "cuda" and name.partition(":")[0] == "cuda":
         return chosen
     own = resolve(None)
-    if chosen.device != own.device:
+    if chosen.device != own.device and not _runs_here(chosen):
         raise TargetError(
             f"target is {name!r}, this machine is {own.device}; tuning runs the kernels, so tune on such a machine and bring its "
             "log here with `tilegen logs merge`"
@@ -151,6 +156,12 @@ def own_target(name: str | None) -> BuildTarget:
             f"target is {name!r} of kind {chosen.kind}, must be of a kind that can be measured: {', '.join(BACKENDS)}"
         )
     return chosen
+
+
+def _runs_here(target: BuildTarget) -> bool:
+    """Whether this CPU has all instruction sets of another one: its records can be made here too."""
+    same = target.kind == "llvm" and target.description["arch"] == machine.arch()
+    return same and set(target.description["features"]) <= machine.flags()
 
 
 def _instance(op: str | Instance, shapes: Mapping[str, int]) -> Instance:

@@ -13,10 +13,11 @@ from typing import Any
 
 from tilegen import _tvm, settings
 from tilegen.build.host import cores
+from tilegen.errors import ScheduleError
 from tilegen.tune import logs, records
 from tilegen.tune.case import traffic
 from tilegen.tune.engine import UNLIMITED, Effort, Proposer, explore
-from tilegen.tune.journal import Journal
+from tilegen.tune.journal import INVALID, Journal, Outcome
 from tilegen.tune.local import GRACE, LocalEvaluator, Workshop, summary
 from tilegen.tune.progress import Progress
 from tilegen.tune.records import Record, RecordKey
@@ -132,7 +133,12 @@ def search(
         standings = rank(journal, evaluator, space, incumbent, max(0.5, min(10.0, deadline - time.monotonic())))
         winner, verdict = judge(standings, space, incumbent)
         record = path = None
-        if known is None or known.source == "nearest" or winner.decisions != incumbent:
+        unjudged = (
+            incumbent is not None
+            and may_be_valid(incumbent, journal, proposer)
+            and incumbent not in [s.decisions for s in standings]
+        )
+        if not unjudged and (known is None or known.source == "nearest" or winner.decisions != incumbent):
             record = make_record(task, space, winner, verdict, known, journal, seed)
             path = records.log_path(log_dir, task.key.host, task.key.op)
             logs.append(path, record)
@@ -148,11 +154,34 @@ def rank(
     journal: Journal, evaluator: LocalEvaluator, space: Space, incumbent: Decisions | None, seconds: float
 ) -> list[Standing]:
     """Measure the fastest trials again, in turns with the default and what is used now (those of them that are valid)."""
-    best = [t.decisions for t in journal.successes()[:FINALISTS]]
-    also = [p for p in (incumbent, space.default) if p is not None and p in journal.known and journal.known[p].ok]
-    points = list(dict.fromkeys([*best, *also]))
+    absent: dict[Decisions, Outcome] = {}
+
+    def finalists() -> list[Decisions]:
+        good = [t.decisions for t in journal.successes() if t.decisions not in absent]
+        also = [p for p in (incumbent, space.default) if p is not None and p in good]
+        return list(dict.fromkeys([*good[:FINALISTS], *also]))
+
+    while points := finalists():
+        failed = dict(evaluator.rebuild(points))
+        absent |= failed
+        for point, outcome in failed.items():
+            if outcome.kind in INVALID:  # what took too long today may be as good as ever
+                journal.skip(point, outcome)
+        if not failed:
+            break
+    if not points:
+        first = next(iter(absent.values()))
+        raise ScheduleError(
+            f"none of the best candidates passes the gates again; the first was rejected ({first.kind}):\n{first.message}"
+        )
     samples = evaluator.rank(points, seconds)
     return [Standing(point, taken) for point, taken in zip(points, samples, strict=True)]
+
+
+def may_be_valid(incumbent: Decisions, journal: Journal, proposer: MetaScheduleProposer) -> bool:
+    """Whether nothing is known against what is used now: it gives way only to what was measured beside it."""
+    outcome = journal.known.get(incumbent)
+    return incumbent not in proposer.invalid if outcome is None else outcome.ok or outcome.kind == "timeout"
 
 
 def judge(standings: Sequence[Standing], space: Space, incumbent: Decisions | None) -> tuple[Standing, dict[str, Any]]:

@@ -26,15 +26,16 @@ from tilegen.build import compilers, cuda, nvcc, nvrtc  # noqa: E402
 from tilegen.build.library import functions_of  # noqa: E402
 from tilegen.build.target import BuildTarget  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
+from tilegen.plan.gpu.block import TooLarge  # noqa: E402
 from tilegen.plan.gpu.func import device_func  # noqa: E402
 from tilegen.plan.gpu.math import math_of  # noqa: E402
+from tilegen.plan.gpu.room import roomed  # noqa: E402
 from tilegen.plan.plan import FunctionPlan, Plan, plan  # noqa: E402
 from tilegen.schedules.registry import device_rule_for  # noqa: E402
 from tilegen.schedules.rule import Gpu  # noqa: E402
+from tilegen.tune.device.needs import beyond, hopeless, needs_of  # noqa: E402
 
 SYMBOL = "main"
-MAX_THREADS = 1024
-MAX_REGISTERS = 255
 
 
 def setup() -> None:
@@ -74,10 +75,13 @@ def _planned(instance: str, backward: bool) -> Plan:
 
 @functools.lru_cache(maxsize=64)
 def _functions(instance: str, backward: bool, gpu: Gpu) -> dict[str, FunctionPlan]:
+    """As `tilegen.build.library.scheduled_parts` makes them: a record would not be found for kernels of another plan."""
     if not backward:  # a step's own
-        return _planned(instance, False).functions
-    found = functions_of(Instance.from_key(instance), ("forward", "backward"), gpu)
-    return {name: function for name, (_, function) in found.items()}
+        found = plan(Instance.from_key(instance), backward=False, pieces=True).functions
+    else:
+        both = functions_of(Instance.from_key(instance), ("forward", "backward"), gpu)
+        found = {name: function for name, (_, function) in both.items()}
+    return {name: roomed(function, gpu) for name, function in found.items()}
 
 
 def target_text(target: BuildTarget) -> dict[str, Any]:
@@ -129,26 +133,35 @@ def build(
     decisions: list[int],
     target: dict[str, Any],
     folder: str,
+    prune: bool = False,
 ) -> dict[str, Any]:
     """Compile one kernel into `folder`; equal code is compiled once, whoever asks for it.
+
+    Parameters
+    ----------
+    prune : do not compile what cannot be fast (`tilegen.tune.device.needs`).
 
     Returns
     -------
     ``{"kind": "ok", "library", "names", "decisions", "categories", "compiled"}``: the cubin, what the rule asked for and what it got,
-    and the compiler's report.  ``{"kind": "schedule", "message"}`` when the kernel cannot be written so, or would not start on the
-    device: nothing was compiled.
+    and the compiler's report.  Nothing was compiled with ``{"kind": "schedule", "message"}`` when the kernel cannot be written so, and
+    with ``{"kind": "pruned", "message"}`` when it would not start on the device, or could not be fast.
     """
     chosen = target_of(target)
     part, asked = Owner(registered(instance, module), backward).functions(chosen.machine)[function], Asked(decisions)
     try:
         func = written(part, position, Instance.from_key(instance).dtype, asked, chosen)
+    except TooLarge as error:
+        return {"kind": "pruned", "message": str(error)}
     except Exception as error:  # a lowering may raise anything for decisions that it cannot follow
         return {"kind": "schedule", "message": f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[-1]}"}
     text, table = cuda.kernels({SYMBOL: func.with_attr("global_symbol", SYMBOL)}, chosen)
     launches = table[SYMBOL]
-    problem = next(filter(None, (beyond(launch, chosen.machine) for launch in launches)), None)
-    if problem:
-        return {"kind": "schedule", "message": problem}
+    problems = [beyond(launch, chosen.machine) for launch in launches]
+    if prune:
+        problems += [hopeless(*each, chosen.machine) for each in zip(needs_of(func), launches, strict=True)]
+    if problem := next(filter(None, problems), None):
+        return {"kind": "pruned", "message": problem}
     # The code alone would not do: one kernel may be started with another number of blocks.
     name = hashlib.sha256((text + json.dumps(launches, sort_keys=True)).encode()).hexdigest()[:24]
     path = Path(folder) / f"{name}.cubin"
@@ -172,18 +185,6 @@ def written(part: FunctionPlan, position: int, dtype: str, decide: Any, target: 
     kernel = part.kernels[position]
     decisions = device_rule_for(kernel, target.kind).decide(kernel, target.machine, decide)
     return device_func([(a.name, a.tensor) for a in part.args], [(kernel, decisions)], target.machine, math_of(dtype))
-
-
-def beyond(launch: Mapping[str, Any], gpu: Gpu) -> str | None:
-    """Why the device would refuse a launch, or None; sizes that depend on symbolic ones are left to it."""
-    threads = 1
-    for extent in launch["block"]:
-        threads *= extent if isinstance(extent, int) else 1
-    if threads > MAX_THREADS:
-        return f"{threads} threads in a block, at most {MAX_THREADS} can be"
-    if isinstance(launch["shared"], int) and launch["shared"] > gpu.shared_bytes:
-        return f"{launch['shared']} bytes of shared memory, a block has {gpu.shared_bytes}"
-    return None
 
 
 def machine_code(text: str, arch: str) -> tuple[bytes, list[nvcc.Resources]]:

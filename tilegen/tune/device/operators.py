@@ -26,6 +26,7 @@ from tilegen.schedules.registry import device_rule_for
 from tilegen.tune.device.build import Asked, Owner, registered, target_of, target_text, written
 from tilegen.tune.device.space import DecisionSpace
 from tilegen.tune.gate import dtype_of
+from tilegen.tune.packed import ROWS, SEQUENCES, sizes_of
 from tilegen.tune.records import RecordKey
 
 CHECKED, RAGGED = {"B": 2, "T": 320, "H": 2}, {"B": 3, "T": 37, "H": 5}
@@ -47,6 +48,10 @@ def tuned_sizes(instance: Instance, given: Mapping[str, int], step: bool) -> dic
     A decoding step has one position and many sequences.
     """
     usual = instance.mechanism.representative
+    if is_packed(instance.config):
+        sequences = given.get(SEQUENCES, BATCHES * usual["B"])
+        many = {SEQUENCES: sequences, ROWS: sequences * TIMES * usual["T"], "H": BATCHES * usual.get("H", 1)}
+        return sizes_of(instance, {name: given.get(name, many.get(name, 0)) for name in instance.symbolic}, whole=True)
     found = {}
     for name in instance.symbolic:
         larger = {"T": TIMES, "B": BATCHES, "H": BATCHES, "R": TIMES * BATCHES}.get(name, 1)
@@ -167,10 +172,6 @@ class Operator:
         self, instance: Instance, target: BuildTarget, given: Mapping[str, int], *, step: bool = False, module: str = ""
     ) -> None:
         target.check(instance.dtype)
-        if is_packed(instance.config):
-            raise ScheduleError(
-                f"{instance.mechanism.name} with packed sequences is not tuned: its kernels use the rules' defaults; tune it without packed"
-            )
         self.instance, self.target, self.step, self.module = instance, target, step, module
         self.owner = Owner(instance.key, not step)
         self.sizes = tuned_sizes(instance, given, step)
@@ -212,18 +213,24 @@ class Operator:
     def checks(self) -> dict[str, dict[str, int]]:
         """Sizes of the cases, by name."""
         chosen = {"even": (CHECKED, OTHERS[0]), "ragged": (RAGGED, OTHERS[1])}
-        found = {
-            name: with_rows(self.instance, {size: sizes.get(size, other) for size in self.instance.symbolic})
-            for name, (sizes, other) in chosen.items()
-        }
+        found = {name: self._filled(*sizes) for name, sizes in chosen.items()}
         if self.step:
             found = {name: sizes | {"T": 1} for name, sizes in found.items()}
         return found
 
+    def _filled(self, sizes: Mapping[str, int], other: int) -> dict[str, int]:
+        """Sizes of a case for every symbolic name; packed sequences are one more, since one of them is empty."""
+        known = {name: sizes.get(name, other) for name in self.instance.symbolic}
+        if is_packed(self.instance.config):
+            return sizes_of(self.instance, known | {SEQUENCES: sizes["B"] + 1}, whole=False)
+        return with_rows(self.instance, known)
+
     def kernel(self, function: str, position: int) -> Kernel | None:
-        """A kernel as something to search; None when its rule has nothing to decide."""
+        """A kernel as something to search; None when its rule has nothing to decide, or its tiles have no room (`plan.gpu.room`)."""
         part = self.functions[function]
         kernel = part.kernels[position]
+        if getattr(kernel, "room", None) is not None:  # it runs in one way, whatever is decided
+            return None
         rule = device_rule_for(kernel, self.target.kind)
         asked = Asked(())
         rule.decide(kernel, self.target.machine, asked)

@@ -149,7 +149,9 @@ class Fleet:
             for hunt in sorted(going, key=Hunt.urgency, reverse=True):
                 if (candidate := hunt.next(self.effort)) is not None:
                     handle = functools.partial(self._built, hunt, candidate)
-                    return self._build_job(hunt.owner, hunt.place, candidate.decisions, handle)
+                    # An estimate does not decide about what is used now.
+                    prune = candidate.decisions != hunt.incumbent
+                    return self._build_job(hunt.owner, hunt.place, candidate.decisions, handle, prune)
         if self._cases:
             self._making += 1
             return self._cases.popleft()
@@ -228,11 +230,16 @@ class Fleet:
         self._cases.append(self._case_job(staged))
 
     def _build_job(
-        self, staged: Staged, place: tuple[str, int], decisions: Sequence[int], handle: Callable[[Reply], None]
+        self,
+        staged: Staged,
+        place: tuple[str, int],
+        decisions: Sequence[int],
+        handle: Callable[[Reply], None],
+        prune: bool = False,
     ) -> Job:
         operator = staged.operator
         arguments = operator.job(*place) | {"decisions": list(decisions), "target": operator.text}
-        arguments |= {"folder": str(staged.folder)}
+        arguments |= {"folder": str(staged.folder), "prune": prune}
         return Job(self.workshop.backend.build, arguments, self.workshop.limits.build, handle, arguments["instance"])
 
     def _case_job(self, staged: Staged) -> Job:

@@ -54,6 +54,7 @@ def result(hunt: Hunt, verdict: dict[str, Any], bandwidth: float) -> SearchResul
         log=Path(verdict["log"]) if verdict["log"] else None,
         history=journal.history(),
         reasons=journal.reasons(),
+        pruned=journal.pruned(),
         traffic=hunt.kernel.traffic,
         flops=hunt.kernel.flops,
         bandwidth=bandwidth,
