@@ -67,6 +67,21 @@ def test_mma_of_tf32_drops_the_low_bits() -> None:
     torch.testing.assert_close(C, want, rtol=1e-6, atol=1e-6)
 
 
+def test_tf32_is_the_nearest_and_of_two_the_larger() -> None:
+    bits = [0x3F800000, 0x3F800FFF, 0x3F801000, 0xBF801000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x00001000]
+    want = [0x3F800000, 0x3F800000, 0x3F802000, 0xBF802000, 0x7F800000, 0x7F800000, 0xFF800000, 0x00002000]
+    signed = lambda words: torch.tensor([w - (w >> 31 << 32) for w in [*words, *[0] * 24]], dtype=torch.int32).view(torch.float32)
+    x, y = filled(signed(bits)), aligned((32,), torch.float32)
+    x[8] = torch.nan
+    body = """
+    unsigned rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x[threadIdx.x]));
+    y[threadIdx.x] = __uint_as_float(rounded);
+    """
+    emulate(text(body, "float* x, float* y"))(x, y)
+    assert torch.equal(y[:8].view(torch.int32), signed(want)[:8].view(torch.int32)) and y[8].isnan()
+
+
 LOAD_MATRICES = """
 extern __shared__ __align__(64) uchar shared[];
 unsigned short* tile = (unsigned short*)shared;

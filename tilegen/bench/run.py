@@ -17,6 +17,7 @@ from tilegen.bench import check, clock
 from tilegen.bench.spec import Benchmark, Work
 from tilegen.bundle import shapes
 from tilegen.errors import ArgumentError
+from tilegen.torch.precision import tf32_allowed
 
 OURS, COMPILED, EAGER = "tilegen", "torch.compile", "torch eager"
 PASSES = ("forward", "forward+backward")
@@ -153,6 +154,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "device": name,
         "threads": torch.get_num_threads(),
+        "tf32": device.type == "cuda" and tf32_allowed(),
         "load": os.getloadavg()[0],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {package: installed(package) for package in ("tilegen", "torch", "apache-tvm", "apache-tvm-ffi")},

@@ -113,8 +113,8 @@ def _launched(instance: Instance, function: FunctionPlan, target: BuildTarget) -
             decisions = rule.decide(kernel, target.machine, decide)
         chosen.append((kernel, decisions))
         provenance.append(_made(function, kernel, rule, source, record, decide))
-        if target.machine.tf32:
-            provenance[-1]["products"] = "tf32" if getattr(kernel, "tf32", False) else "float32"
+        if target.machine.tf32 and hasattr(kernel, "tf32"):
+            provenance[-1]["products"] = "tf32" if kernel.tf32 else instance.dtype
     return Scheduled(tvm.IRModule({"main": written(chosen)}), None, provenance)
 
 

@@ -17,7 +17,12 @@ FUNCTIONS = ("forward", "backward", "step")
 
 
 def export(
-    instance: Instance, out: str | os.PathLike[str], *, target: str | None = None, functions: Sequence[str] = FUNCTIONS
+    instance: Instance,
+    out: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    functions: Sequence[str] = FUNCTIONS,
+    tf32: bool = False,
 ) -> Path:
     """Compile `instance` and write it, with all that loading it needs, to `out`.
 
@@ -28,6 +33,7 @@ def export(
     target : "cpu" (this machine, the default) or a CPU's name such as "x86-64-v3"; "cuda" for this machine's GPU, or the names
         of one or several GPU architectures: "sm_90", "sm_80,sm_90".
     functions : which of forward, backward and step the bundle holds; step is left out where the operator has none.
+    tf32 : whether products of float32 tensors are in TF32, on GPUs from sm_80 on; a bundle does not ask torch.
 
     Returns
     -------
@@ -57,7 +63,7 @@ def export(
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
             folder = Path(staging) / "bundle"
             folder.mkdir()
-            build.compile(instance, folder, target=target, functions=tuple(functions))
+            build.compile(instance, folder, target=target, functions=tuple(functions), tf32=tf32)
             add_runtime(folder)
             if out.suffix == pack.SUFFIX:
                 return pack.archive(folder, out)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from tilegen.cli import console
-from tilegen.cli.instance import Dtype, Op, Set, check_dtype, sizes, split
+from tilegen.cli.instance import Dtype, Op, Set, Tf32, check_dtype, sizes, split
 from tilegen.errors import ArgumentError
 
 
@@ -22,6 +22,7 @@ def command(
     lengths: Annotated[str | None, typer.Option(metavar="T,T,...", help="Measure at each of these T.")] = None,
     dtype: Dtype = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:index].")] = "auto",
+    tf32: Tf32 = False,
     repeats: Annotated[int, typer.Option(min=2, help="Samples whose median is reported.")] = 11,
     forward_only: Annotated[bool, typer.Option("--forward-only", help="Leave the backward pass out.")] = False,
     eager: Annotated[bool, typer.Option(help="Measure PyTorch without torch.compile too.")] = True,
@@ -53,6 +54,8 @@ def command(
         passes=run.PASSES[:1] if forward_only else run.PASSES,
         eager=eager,
     )
+    if tf32:
+        torch.set_float32_matmul_precision("high")  # for all contenders
     err = console.err()
     with err.status("starting") as status:
         rows = list(run.measure(plan, lambda text: status.update(escape(text))))
@@ -64,7 +67,8 @@ def command(
         for table in show.tables(rows):
             out.print(table, "")
         copy = f"copy {rows[0].copy_bandwidth / 1e9:.1f} GB/s"
-        out.print(f"{escape(where['device'])}, {where['threads']} threads, {copy}, {where['date']}")
+        products = ", TF32 allowed" if where["tf32"] else ""
+        out.print(f"{escape(where['device'])}, {where['threads']} threads, {copy}{products}, {where['date']}")
         out.print("medians, ± half the distance of the quartiles; speed-up over torch.compile")
         out.print("GB/s and GFLOP/s count the least that must be moved and computed")
     if plot is not None:

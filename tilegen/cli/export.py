@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from tilegen.cli import console
-from tilegen.cli.instance import TARGETS, Dtype, Op, Set, instance
+from tilegen.cli.instance import TARGETS, Dtype, Op, Set, Tf32, instance
 
 
 def command(
@@ -19,6 +19,7 @@ def command(
     dtype: Dtype = "float32",
     target: Annotated[str | None, typer.Option(help=f"{TARGETS} Several GPUs as sm_80,sm_90.")] = None,
     functions: Annotated[str, typer.Option(help="Which of forward, backward and step it holds.")] = "forward,backward,step",
+    tf32: Tf32 = False,
 ) -> None:
     """Compile an operator into a library that loads without TVM's compiler: `tilegen.runtime.load(FILE)`."""
     from tilegen import bundle
@@ -26,7 +27,7 @@ def command(
     wanted = tuple(part.strip() for part in functions.split(","))
     found = instance(op, set_, dtype)
     with console.err().status(f"compiling {op}"):
-        bundle.export(found, out, target=target, functions=wanted)
+        bundle.export(found, out, target=target, functions=wanted, tf32=tf32)
     manifest, files = bundle.read(out)
     show = console.out()
     symbols = ", ".join(manifest.symbolic)
@@ -45,5 +46,6 @@ def command(
 
 def _target(target: dict) -> str:
     if target.get("kind") == "cuda":
-        return f"{' and '.join(target['archs'])} ({target.get('host')})"
+        products = f", products in {target['products'].upper()}" if "products" in target else ""
+        return f"{' and '.join(target['archs'])} ({target.get('host')}){products}"
     return f"{target.get('mcpu', target.get('kind'))} ({target.get('arch')})"

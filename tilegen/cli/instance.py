@@ -21,6 +21,10 @@ Dtype = Annotated[str, typer.Option(help="Dtype of the arguments: float32, float
 
 TARGETS = "cpu, a CPU name such as x86-64-v3, cuda, or a GPU such as sm_90; default: this machine's CPU."
 
+Tf32 = Annotated[
+    bool, typer.Option("--tf32", help="Products of float32 tensors in TF32, on a GPU from sm_80 on.", show_default=False)
+]
+
 TYPICAL = 128
 """An option without a default is a size, such as a window."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tilegen.cli import console
-from tilegen.cli.instance import TARGETS, Dtype, Op, Set, instance
+from tilegen.cli.instance import TARGETS, Dtype, Op, Set, Tf32, instance
 from tilegen.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ Part = tuple[str, str, str]
 FUNCTIONS = ("forward", "backward", "step")
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The name of a target, and whether products of float32 tensors are in TF32 there."""
+
+    name: str | None = None
+    tf32: bool = False
+
+
 def command(
     op: Op,
     stage: Annotated[str, typer.Option(help="te, grad, plan, tir, source or trace.")] = "te",
@@ -28,6 +37,7 @@ def command(
     dtype: Dtype = "float32",
     function: Annotated[str | None, typer.Option(help="forward, backward or step; default: all of them.")] = None,
     target: Annotated[str | None, typer.Option(help=TARGETS)] = None,
+    tf32: Tf32 = False,
 ) -> None:
     """Print what an operator becomes: expression, gradient, kernels, scheduled code, machine code, schedule trace."""
     if stage not in STAGES:
@@ -36,11 +46,11 @@ def command(
         raise ArgumentError(f"--function is {function!r}, must be one of {', '.join(FUNCTIONS)}")
     found = instance(op, set_, dtype)
     wanted = FUNCTIONS if function is None else (function,)
-    for title, text, language in STAGES[stage](found, wanted, target):
+    for title, text, language in STAGES[stage](found, wanted, Chosen(target, tf32)):
         _print(title, text, language)
 
 
-def te(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[Part]:
+def te(found: Instance, functions: tuple[str, ...], target: Chosen) -> Iterator[Part]:
     """The forward expression, one stage a line."""
     from tilegen.expression.printer import graph_text
     from tilegen.plan.graphs import forward_graph
@@ -52,7 +62,7 @@ def te(found: Instance, functions: tuple[str, ...], target: str | None) -> Itera
             yield name, graph_text(forward_graph(one).outputs.values()), "python"
 
 
-def grad(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[Part]:
+def grad(found: Instance, functions: tuple[str, ...], target: Chosen) -> Iterator[Part]:
     """The stages that differentiation adds to the forward expression."""
     from tilegen.expression.printer import graph_text
     from tilegen.expression.walkers import operations
@@ -64,7 +74,7 @@ def grad(found: Instance, functions: tuple[str, ...], target: str | None) -> Ite
     yield "backward", graph_text(backward.outputs.values(), hide=own), "python"
 
 
-def plan(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[Part]:
+def plan(found: Instance, functions: tuple[str, ...], target: Chosen) -> Iterator[Part]:
     """Kernels, workspace and saved tensors."""
     from tilegen.build.library import functions_of
     from tilegen.plan.plan import plan as planned
@@ -76,18 +86,18 @@ def plan(found: Instance, functions: tuple[str, ...], target: str | None) -> Ite
         yield name, plan_text(function), "text"
 
 
-def tir(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[Part]:
+def tir(found: Instance, functions: tuple[str, ...], target: Chosen) -> Iterator[Part]:
     """The scheduled functions."""
     for name, scheduled in _scheduled(found, functions, target):
         yield name, scheduled.mod["main"].script(), "python"
 
 
-def source(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[Part]:
+def source(found: Instance, functions: tuple[str, ...], target: Chosen) -> Iterator[Part]:
     """The generated code, as the code generator wrote it: LLVM's language, or CUDA C++."""
     from tilegen.build import library
     from tilegen.build.target import resolve
 
-    chosen = resolve(target)
+    chosen = resolve(target.name, tf32=target.tf32)
     parts = library.scheduled_parts(found, functions, chosen).parts
     if chosen.kind == "cuda":
         from tilegen.build import cuda
@@ -97,12 +107,14 @@ def source(found: Instance, functions: tuple[str, ...], target: str | None) -> I
         yield ", ".join(parts), library.generate(parts, chosen).mod.inspect_source("ll"), "llvm"
 
 
-def trace(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[Part]:
+def trace(found: Instance, functions: tuple[str, ...], target: Chosen) -> Iterator[Part]:
     """The schedule of each function as primitives, and where the decisions of each kernel came from."""
     for name, scheduled in _scheduled(found, functions, target):
         for made in scheduled.provenance:
             decisions = json.dumps(made["decisions"])
-            yield f"{name}.{made['kernel']}", f"{made['rule']}, {made['source']}, record {made['record']}: {decisions}", "text"
+            products = f", products in {made['products']}" if "products" in made else ""
+            words = f"{made['rule']}, {made['source']}, record {made['record']}: {decisions}{products}"
+            yield f"{name}.{made['kernel']}", words, "text"
         if scheduled.trace is not None:
             yield name, str(scheduled.trace), "python"
 
@@ -117,13 +129,14 @@ STAGES: dict[str, Callable[..., Iterator[Part]]] = {
 }
 
 
-def _scheduled(found: Instance, functions: tuple[str, ...], target: str | None) -> Iterator[tuple[str, Any]]:
+def _scheduled(found: Instance, functions: tuple[str, ...], target: Chosen) -> Iterator[tuple[str, Any]]:
     from tilegen.build.library import functions_of
     from tilegen.build.scheduled import schedule
     from tilegen.build.target import resolve
 
-    chosen = resolve(target)
-    for name, (owner, function) in functions_of(found, functions).items():
+    chosen = resolve(target.name, tf32=target.tf32)
+    gpu = chosen.machine if chosen.kind == "cuda" else None
+    for name, (owner, function) in functions_of(found, functions, gpu).items():
         yield name, schedule(owner, function, chosen)
 
 
