@@ -39,14 +39,19 @@ class Scheduled:
     provenance: list[dict[str, Any]]
 
 
+def products_dtype(instance: Instance, target: BuildTarget) -> str:
+    """The dtype of an instance, "tf32" where that is what its products of float32 tensors are in."""
+    rounded = target.kind == "cuda" and target.machine.tf32 and instance.dtype == "float32"
+    return "tf32" if rounded else instance.dtype
+
+
 def record_key(instance: Instance, function: str, kernel: str, rule: Any, target: BuildTarget) -> RecordKey:
     """The key under which the decisions for one kernel are recorded; products in TF32 count as a dtype of their own."""
-    rounded = target.kind == "cuda" and target.machine.tf32 and instance.dtype == "float32"
     return RecordKey(
         op=instance.mechanism.name,
         config=json.loads(json.dumps(dataclasses.asdict(instance.config))),
         static=dict(instance.static),
-        dtype="tf32" if rounded else instance.dtype,
+        dtype=products_dtype(instance, target),
         function=function,
         kernel=kernel,
         rule=rule.name,

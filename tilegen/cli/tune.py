@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tilegen.cli import console
-from tilegen.cli.instance import Dtype, Set, instance, sizes, typical
+from tilegen.cli.instance import Dtype, Set, Tf32, instance, sizes, typical
 from tilegen.errors import ArgumentError
 
 
@@ -47,6 +47,7 @@ def command(
     report_file: Annotated[
         Path | None, typer.Option("--report", metavar="OUT.html", help="Also write a page with plots.", show_default=False)
     ] = None,
+    tf32: Tf32 = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Search the fastest tiles for this machine.  Interrupt it at any time: the same command goes on from there."""
@@ -74,6 +75,7 @@ def command(
         functions=tuple(part.strip() for part in functions.split(",") if part.strip()),
         rpc=rpc,
         key=key,
+        tf32=tf32,
     )
     if report_file is not None:
         from tilegen.tune import html

@@ -22,18 +22,22 @@ class Limit:
     norm: float
 
 
+TF32 = "tf32"
+"""The dtype of operators on float32 tensors whose products are in TF32."""
+
+
 def dtype_of(name: str) -> np.dtype[Any]:
-    """The numpy dtype called `name`, bfloat16 included."""
+    """The numpy dtype called `name`, bfloat16 included; TF32 is kept in float32."""
     if name == "bfloat16":
         import ml_dtypes
 
         return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+    return np.dtype("float32" if name == TF32 else name)
 
 
 def epsilon(name: str) -> float:
     """The distance from 1 to the next number; 0 for integers, which must agree exactly."""
-    known = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
+    known = {"bfloat16": 2.0**-7, "float16": 2.0**-10, TF32: 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
     return known.get(name, 0.0)
 
 
@@ -64,11 +68,17 @@ def limit_around(plain: Array, dtype: str) -> Limit:
 
     Two in half precision, where one rounding at the end may fall the other way; 16 where sums of many terms are kept.
     """
-    units = 2 if dtype in ("bfloat16", "float16") else 16
+    units = 2 if dtype in ("bfloat16", "float16", TF32) else 16
     values = plain.astype(np.float64)
     scale = np.where(np.isfinite(values), np.abs(values), 0.0)
     ulps = units * epsilon(dtype)
     return Limit(ulps * float(scale.max(initial=0.0)), ulps * float(np.linalg.norm(scale.ravel())))
+
+
+def loosened(limit: Limit) -> Limit:
+    """The limit of float32 results that are made of products in TF32, whose roundings are so much coarser."""
+    coarser = epsilon(TF32) / epsilon("float32")
+    return Limit(limit.peak * coarser, limit.norm * coarser)
 
 
 def complaint(name: str, output: Array, reference: Array, limit: Limit) -> str | None:

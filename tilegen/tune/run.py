@@ -36,6 +36,7 @@ def tune(
     rpc: str | None = None,
     key: str = "",
     progress: Progress | None = None,
+    tf32: bool = False,
 ) -> TuneReport:
     """Search the kernels of operators on this machine and record the winners.
 
@@ -56,6 +57,7 @@ def tune(
     rpc, key : ``HOST:PORT`` of a TVM RPC tracker and the name under which servers registered there: measure on one of these.
         An RPC server runs whatever it is sent; off unless given.
     progress : where to show what happens; standard error unless given.
+    tf32 : for a GPU: tune float32 operators as they are where torch allows products in TF32; their records are others.
 
     Returns
     -------
@@ -69,7 +71,7 @@ def tune(
     TargetError
         Another machine's target.
     ScheduleError
-        A kernel without a valid candidate; the first rejection is in the message in full.
+        No kernel has a valid candidate; the first rejection is in the message in full.
     RecordError
         Another process tunes the same kernel.
     """
@@ -80,7 +82,7 @@ def tune(
         raise ArgumentError(f"ops is empty, must name at least one of {', '.join(mechanisms.names())}")
     instances = [_instance(op, shapes or {}) for op in ops]
     place = remote.environment(rpc, key) if rpc is not None else {}
-    chosen = own_target(target) if rpc is None else resolve(target)
+    chosen = own_target(target, tf32) if rpc is None else resolve(target, tf32=tf32)
     if chosen.kind == "cuda":
         if place:
             raise ArgumentError(
@@ -112,6 +114,7 @@ def tune(
     backend = remote.backend() if place else None
     results: list[SearchResult] = []
     skipped: list[tuple[str, str]] = []
+    failed: list[TilegenError] = []
     with progress or Progress() as show, _telling(show), Workshop(chosen.tvm, backend=backend, environment=place) as workshop:
         show.stage("planning")
         work = _tasks(instances, chosen, shapes or {}, functions, skipped)
@@ -123,16 +126,23 @@ def tune(
                 continue
             # What one kernel leaves of its share goes to those after it.
             share = now + (deadline - now) / (len(work) - position)
-            result = search(task, workshop, limits, deadline=share, log_dir=log_dir, resume=resume, seed=seed, progress=show)
+            try:
+                result = search(task, workshop, limits, deadline=share, log_dir=log_dir, resume=resume, seed=seed, progress=show)
+            except TilegenError as error:  # one kernel does not keep the others waiting
+                failed.append(error)
+                skipped.append((task.name, str(error)))
+                continue
             if result is None:
                 skipped.append((task.name, TIME_UP))
                 continue
             results.append(result)
             show.say(result.lines()[0])
+    if failed and not results:
+        raise failed[0]
     return TuneReport(results, time.monotonic() - begun, skipped, chosen.device, bandwidth)
 
 
-def own_target(name: str | None) -> BuildTarget:
+def own_target(name: str | None, tf32: bool = False) -> BuildTarget:
     """The target of this machine, if `name` is that.
 
     Raises
@@ -142,7 +152,7 @@ def own_target(name: str | None) -> BuildTarget:
     """
     if name is None:
         name = "cuda" if _has_gpu() else "cpu"
-    chosen = resolve(name)
+    chosen = resolve(name, tf32=tf32)
     if chosen.kind == "cuda" and name.partition(":")[0] == "cuda":
         return chosen
     own = resolve(None)

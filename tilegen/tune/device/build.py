@@ -30,6 +30,7 @@ from tilegen.plan.gpu.block import TooLarge  # noqa: E402
 from tilegen.plan.gpu.func import device_func  # noqa: E402
 from tilegen.plan.gpu.math import math_of  # noqa: E402
 from tilegen.plan.gpu.room import roomed  # noqa: E402
+from tilegen.plan.gpu.rounding import allowed  # noqa: E402
 from tilegen.plan.plan import FunctionPlan, Plan, plan  # noqa: E402
 from tilegen.schedules.registry import device_rule_for  # noqa: E402
 from tilegen.schedules.rule import Gpu  # noqa: E402
@@ -78,6 +79,8 @@ def _functions(instance: str, backward: bool, gpu: Gpu) -> dict[str, FunctionPla
     """As `tilegen.build.library.scheduled_parts` makes them: a record would not be found for kernels of another plan."""
     if not backward:  # a step's own
         found = plan(Instance.from_key(instance), backward=False, pieces=True).functions
+        if gpu.tf32 and Instance.from_key(instance).dtype == "float32":
+            found = {name: allowed(function, gpu) for name, function in found.items()}
     else:
         both = functions_of(Instance.from_key(instance), ("forward", "backward"), gpu)
         found = {name: function for name, (_, function) in both.items()}

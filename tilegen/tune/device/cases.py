@@ -15,7 +15,7 @@ from tilegen.tune.builder import arguments
 # isort: split
 from tilegen.tune.case import Argument, Case, normal_inputs
 from tilegen.tune.device.build import Owner, registered
-from tilegen.tune.gate import Array, limit_around, limit_for
+from tilegen.tune.gate import TF32, Array, limit_around, limit_for, loosened
 from tilegen.tune.planned import Exact, module_of
 
 GIVEN = ("input", "grad_output")
@@ -25,10 +25,13 @@ MADE = ("output", "grad_input")
 """Roles of what it gives."""
 
 
-def prepare(instance: str, module: str, backward: bool, sizes: dict[str, dict[str, int]], seed: int, folder: str) -> None:
+def prepare(
+    instance: str, module: str, backward: bool, sizes: dict[str, dict[str, int]], seed: int, folder: str, dtype: str = ""
+) -> None:
     """Write a case for each of `sizes` into ``folder/<name>``.
 
-    Limits come from the plan itself unscheduled: its error, in the operator's dtype, against the same in float64.
+    Limits come from the plan itself unscheduled: its error, in the operator's dtype, against the same in float64; "tf32" as the
+    `dtype` loosens them.
     """
     owner = Owner(registered(instance, module), backward)
     plain, exact = Exact(owner.plan, False, hasty=True), Exact(owner.plan, True, hasty=True)
@@ -43,6 +46,8 @@ def prepare(instance: str, module: str, backward: bool, sizes: dict[str, dict[st
         else:
             references = rounded
             limits = {a.name: limit_around(rounded[a.name], a.dtype) for a in outputs}
+        if dtype == TF32:
+            limits = {name: loosened(limit) for name, limit in limits.items()}
         kept = {a.name: references[a.name].astype(np.float64) for a in outputs}
         Case([*inputs, *outputs], values, kept, limits, known).save(Path(folder) / name)
 

@@ -15,7 +15,7 @@ import numpy as np
 from tilegen.tune import measure as near
 from tilegen.tune.device import driver
 from tilegen.tune.device.memory import Rehearsal, Room, Stage, Started, sampled, stage_bytes
-from tilegen.tune.gate import Array, dtype_of, limit_around
+from tilegen.tune.gate import TF32, Array, dtype_of, limit_around
 
 UNITS = 4.0
 """How many times `limit_around` a result at the tuned sizes may be from the default's: both have errors of their own."""
@@ -105,7 +105,8 @@ def unlike(found: Array, expected: Array, dtype: str, io: str) -> str | None:
     fine = np.isfinite(expected)
     if not np.isfinite(found[fine]).all():
         return "NaN or infinite at the tuned sizes where the default's result is not"
-    wide = dtype if dtype_of(dtype).itemsize <= dtype_of(io).itemsize else io
+    exact = dtype_of(dtype).itemsize <= dtype_of(io).itemsize and not (io == TF32 and dtype == "float32")
+    wide = dtype if exact else io
     limit = limit_around(expected[fine], wide)
     error = np.abs(found[fine] - expected[fine])
     peak, norm = float(error.max(initial=0.0)), float(np.linalg.norm(error))

@@ -15,7 +15,7 @@ import numpy as np
 from tilegen.tune.builder import evaluate
 
 # isort: split
-from tilegen.build.scheduled import record_key
+from tilegen.build.scheduled import products_dtype, record_key
 from tilegen.build.target import BuildTarget
 from tilegen.errors import ScheduleError, TilegenError
 from tilegen.mechanisms import Instance, is_packed
@@ -188,7 +188,7 @@ class Operator:
         kernels = [self.kernel(*place) for place in self.places]
         return {
             "name": Request(self.instance, {}, self.step).name,
-            "dtype": self.instance.dtype,
+            "dtype": products_dtype(self.instance, self.target),
             "module": self.module,
             "instance": self.owner.instance,
             "backward": self.owner.backward,
@@ -269,6 +269,7 @@ class Sketch:
 
     Attributes
     ----------
+    dtype : the operator's, "tf32" where its products are.
     places, called : function and position of each kernel, and its name in the plan.
     sizes : those to measure at.
     """
@@ -276,6 +277,7 @@ class Sketch:
     def __init__(self, described: Mapping[str, Any], target: BuildTarget) -> None:
         self._described, self.target, self.text = described, target, target_text(target)
         self.name: str = described["name"]
+        self.dtype: str = described["dtype"]
         self.sizes: dict[str, int] = described["sizes"][TUNED]
         self.places: list[tuple[str, int]] = [(function, int(position)) for function, position in described["places"]]
         self.called = dict(zip(self.places, described["called"], strict=True))

@@ -244,7 +244,7 @@ class Fleet:
 
     def _case_job(self, staged: Staged) -> Job:
         arguments, folder = staged.operator.owner(), staged.folder / "cases"
-        arguments |= {"sizes": staged.operator.checks(), "seed": self.seed, "folder": str(folder)}
+        arguments |= {"sizes": staged.operator.checks(), "seed": self.seed, "folder": str(folder), "dtype": staged.operator.dtype}
         handle = functools.partial(self._prepared, staged, folder)
         return Job(self.workshop.backend.prepare, arguments, self.workshop.limits.whole, handle, arguments["instance"])
 
