@@ -66,12 +66,18 @@ class FunctionPlan:
         """One kernel as a function of its own, with the arguments it reads and writes: what a search measures."""
         read, _ = sources(kernel, self.in_memory())
         used = {*read, *kernel.writes()}
+        whole = prim_func([(arg.name, arg.tensor) for arg in self.args], [kernel], math)
+        met: set[Any] = set()
+        tvm_ffi.structural_walk(whole.body, (ir.Var, met.add))
         if any(frame.ragged for frame in getattr(kernel, "frames", {}).values()):
             # Loops and conditions ask the tables of packed sequences which tiles there are.
-            whole = prim_func([(arg.name, arg.tensor) for arg in self.args], [kernel], math)
-            asked: set[Any] = set()
-            tvm_ffi.structural_walk(whole.body, (ir.Var, asked.add))
-            used |= {arg.tensor for arg, param in zip(self.args, whole.params, strict=True) if param in asked}
+            used |= {arg.tensor for arg, param in zip(self.args, whole.params, strict=True) if param in met}
+        met |= {v for tensor in used for dim in tensor.shape for v in variables(dim)}
+        telling = {arg.tensor: {dim for dim in arg.tensor.shape if isinstance(dim, ir.Var)} for arg in self.args}
+        for size in met.intersection(set().union(*telling.values())):
+            # An argument that it does not touch may be the only one that tells a size.
+            if not any(size in telling[tensor] for tensor in used):
+                used.add(min((t for t, sizes in telling.items() if size in sizes), key=lambda tensor: len(tensor.shape)))
         args = [arg for arg in self.args if arg.tensor in used]
         return prim_func([(arg.name, arg.tensor) for arg in args], [kernel], math), args
 
