@@ -32,12 +32,17 @@ from tvm.rpc.server import Server
 from tvm.rpc.tracker import Tracker
 if __name__ == "__main__":
     tracker = Tracker(host="127.0.0.1", port=9290, port_end=9890, silent=True)
-    server = Server(host="127.0.0.1", key="cpu", tracker_addr=("127.0.0.1", tracker.port), port=9900, port_end=9990, silent=True)
+    place = {"host": "127.0.0.1", "key": "cpu", "tracker_addr": ("127.0.0.1", tracker.port), "port": 9900, "port_end": 9990}
+    servers = [Server(**place, silent=True) for _ in range(2)]
     print(tracker.port, flush=True)
     sys.stdin.read()
-    server.terminate()
+    for server in servers:
+        server.terminate()
     tracker.terminate()
 """
+
+
+LIMITS = Limits(measure=30.0, repeats=3, rounds=3)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +53,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     assert child.stdout is not None
     port = int(child.stdout.readline())
     place = remote.environment(f"127.0.0.1:{port}", "cpu")
-    limits = Limits(measure=30.0, repeats=3, rounds=3)
-    with Workshop(HOST, backend=remote.backend(), limits=limits, environment=place, jobs=1) as shop:
+    with Workshop(HOST, backend=remote.backend(), limits=LIMITS, environment=place, jobs=1) as shop:
         yield shop
     child.communicate(timeout=30)
 
@@ -59,6 +63,16 @@ def test_a_search_measures_on_the_server_and_records(workshop: Workshop, tmp_pat
     assert result is not None
     assert (result.trials, result.rejected) == (4, {})
     assert records.lookup(task().key, tmp_path) is not None
+
+
+def test_two_searches_at_once_have_a_server_each(workshop: Workshop, tmp_path: Path) -> None:
+    """The first keeps its server until its measuring process ends: with one server the second would wait for ever."""
+    assert workshop.bandwidth() > 0
+    place = workshop.meter.environment
+    with Workshop(HOST, backend=remote.backend(), limits=LIMITS, environment=place, jobs=1) as other:
+        result = search(task(), other, Effort(2, 2.0, 2), log_dir=tmp_path, progress=Silent())
+        assert result is not None and result.trials == 2
+        assert workshop.call(workshop.backend.copy_bandwidth) > 0
 
 
 @pytest.mark.parametrize(("behaviour", "kind"), [("wrong", "wrong"), ("outside", "outside")])
