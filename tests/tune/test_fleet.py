@@ -21,11 +21,13 @@ from tilegen.errors import ScheduleError
 from tilegen.mechanisms import Instance, get
 from tilegen.tune import engine, records
 from tilegen.tune.device import winner
-from tilegen.tune.device.operators import Request
+from tilegen.tune.device.operators import Operator, Request
 from tilegen.tune.device.search import Fleet
+from tilegen.tune.journal import FREE, Journal
 from tilegen.tune.local import Backend, Workshop
 from tilegen.tune.progress import Silent
 from tilegen.tune.report import SearchResult
+from tilegen.tune.session import journal_at
 
 PARTS = ("describe", "setup", "measure", "rank", "copy_bandwidth", "build", "prepare", "check")
 SYNTHETIC = Backend(
@@ -85,10 +87,22 @@ def test_a_bad_candidate_costs_one_trial_and_what_cannot_be_built_none(tmp_path:
         kinds = {point: outcome.kind for point, outcome in one.journal.known.items()}
         assert {kind for p, kind in kinds.items() if p[2] == calls.CRASHES} <= {"crash"}
         assert {kind for p, kind in kinds.items() if p[2] == calls.WRONG} <= {"wrong"}
-        assert {kind for p, kind in kinds.items() if p[2] == calls.UNFIT} == {"schedule"}
-        assert not any(t.outcome.kind in ("schedule", "same") for t in one.journal.trials)
+        assert {kind for p, kind in kinds.items() if p[2] == calls.UNFIT} <= {"schedule", "pruned"}
+        assert not any(t.outcome.kind in FREE for t in one.journal.trials)
+        pruned = sum(kind == "pruned" for kind in kinds.values())
+        assert fleet.found[one].pruned == pruned > 0
+        assert f"{pruned} pruned unbuilt" in fleet.found[one].lines()[1]
     assert all(set(result.rejected) <= {"crash", "wrong"} and result.rejected for result in results)
     assert "largest error 7" in results[0].reasons["wrong"]
+
+
+def test_a_kernel_that_another_call_searches_is_left_to_it(tmp_path: Path) -> None:
+    operator = Operator(request().instance, resolve("sm_90"), request().given)
+    taken, *others = [kernel for place in operator.places if (kernel := operator.kernel(*place))]
+    with Journal(journal_at(taken.key, tmp_path, 0), "another GPU's"):
+        results, fleet = hunt(tmp_path, trials=4)
+    assert [r.name for r in results] == [other.name for other in others]
+    assert [(name, "in use" in why) for name, why in fleet.skipped] == [(taken.name, True)]
 
 
 def test_equal_code_is_measured_once(tmp_path: Path) -> None:

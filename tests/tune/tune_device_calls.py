@@ -33,12 +33,12 @@ def describe(**request: Any) -> dict[str, Any]:
     return found
 
 
-def build(decisions: list[int], folder: str, function: str, position: int, **_: Any) -> dict[str, Any]:
+def build(decisions: list[int], folder: str, function: str, position: int, prune: bool = False, **_: Any) -> dict[str, Any]:
     from tune_device import CATEGORIES, NAMES
 
     made = [*decisions, *(c[0] for c in CATEGORIES[len(decisions) :])]
     if made[2] == UNFIT:
-        return {"kind": "schedule", "message": "too little of everything"}
+        return {"kind": "pruned" if prune and made[0] > 16 else "schedule", "message": "too little of everything"}
     code = [32, *made[1:]] if made[0] == TWIN else made
     library = Path(folder) / f"{function}{position}-{'-'.join(map(str, code))}.cubin"
     library.touch()

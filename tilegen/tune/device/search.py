@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tilegen.build.target import BuildTarget
-from tilegen.errors import ScheduleError
+from tilegen.errors import RecordError, ScheduleError
 from tilegen.tune import logs, records
 from tilegen.tune.device import winner
 from tilegen.tune.device.build import target_text
@@ -219,7 +219,10 @@ class Fleet:
             return
         staged = Staged(Sketch(reply.value, target), self.workshop.folder)
         for place, kernel in staged.operator.kernels.items():
-            staged.hunts[place] = Hunt(kernel, staged, self.log_dir, self.seed, self.resume)
+            try:
+                staged.hunts[place] = Hunt(kernel, staged, self.log_dir, self.seed, self.resume)
+            except RecordError as error:  # a call on another GPU of this machine may be searching it
+                self.skipped.append((kernel.name, str(error)))
         self.staged.append(staged)
         if all(hunt.stopped(self.effort) and not hunt.finalists() for hunt in staged.hunts.values()):
             for hunt in staged.hunts.values():
