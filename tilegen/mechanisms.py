@@ -55,6 +55,7 @@ class Mechanism:
     tiles : the lengths of the tiles that a config cuts the sequence into.  A mechanism that names them has an option
         ``packed``: several sequences in one row (see `tilegen.expression.pack`).  A state is an input `name` and an output
         `name_out`.
+    host : whether it is for CPUs alone: a form of something that has a better one on GPUs.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Mechanism:
     step: Callable[[Any], Any] | None = None
     saved: tuple[str, ...] | Callable[[Instance], tuple[str, ...] | None] | None = None
     tiles: Callable[[Any], tuple[int, ...]] | None = None
+    host: bool = False
 
     def arguments(self, config: Any) -> tuple[ArgSpec, ...]:
         """What a library takes: with packed sequences the tables that say where each of them lies, then the inputs."""

@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilegen.errors import ArgumentError
-from tilegen.ops.short_long_conv import MECHANISM, Config
+from tilegen.ops.short_long_conv import BLOCKS, MECHANISM, SPECTRUM, BlockConfig, Config
+from tilegen.ops.short_long_conv.form import by_blocks
+from tilegen.ops.short_long_conv.tables import tables as transforms
 from tilegen.torch import operator
-from tilegen.torch.arguments import described
+from tilegen.torch.arguments import acc_dtype, described
 from tilegen.torch.packing import tables
 
-_call = operator(MECHANISM)
+_call, _spectrum, _blocks = operator(MECHANISM), operator(SPECTRUM), operator(BLOCKS)
 
 
 def short_long_conv(
@@ -58,18 +60,38 @@ def short_long_conv(
     CHELA (Liu et al., 2024), Eq. 8.  Sums are kept in float32 (float64 for float64), what lies between the two convolutions in
     the dtype of x.  The cost is that of the definition,
     2 C (Ks + Kl) operations a position: matrix products where the machine has them for the dtype of x (docs/gpu.md).
+
+    On CPUs, with channels in multiples of 16 and no cu_seqlens, long kernels of long sequences (``form.py``) are computed by blocks and
+    a transform over these: operations grow as the square root of the length.  As with every transform, a result then has the rounding
+    errors of all others of its channel, later ones too, and a NaN or infinity in one position spreads to all.
     """
     config = Config(causal, cu_seqlens is not None)
     for name, kernel in (("short", short), ("long", long)):
         _check_kernel(name, kernel, causal)
     if isinstance(branches, Tensor) or branches:
         long = merge_branches(long, branches, causal=causal)
+    if cu_seqlens is None and (blocks := by_blocks(causal, x, long)) is not None:
+        return _by_blocks(blocks, x, short, long)
     # Taps first: every vector of the compiled loops is then contiguous, as it is in x.
     tensors = {"x": x, "short": short.t(), "long": long.t()}
     if cu_seqlens is not None:
         tensors = tables(MECHANISM.lengths(config), cu_seqlens, "x", x) | tensors
     (y,) = _call(config, tensors)
     return y
+
+
+def _by_blocks(config: BlockConfig, x: Tensor, short: Tensor, long: Tensor) -> Tensor:
+    """The same with the long convolution by blocks; a kernel of one tap leaves the hidden sequence as it is."""
+    (hidden,) = _call(Config(config.causal), {"x": x, "short": short.t(), "long": long.new_ones(1, long.shape[0])})
+    table = transforms(config, acc_dtype(hidden.dtype), hidden.device)
+    # Whole blocks, with what no position sees cut off: of a causal kernel the taps begin at lag 0, else at that of the first block.
+    time, taps, room = x.shape[1], long.shape[1], config.blocks * config.length
+    before = 0 if config.causal else room - (taps - 1) // 2
+    whole = F.pad(long, (before, config.lags * config.length - before - taps)).t().unsqueeze(0)
+    (kernels,) = _spectrum(config, {"taps": whole, "v": table.v, "w": table.w})
+    given = {"kernels": kernels, "u": table.u, "g": table.g, "a": table.a, "z": table.z}
+    (y,) = _blocks(config, given | {"x": F.pad(hidden, (0, 0, 0, room - time)) if time < room else hidden})
+    return y[:, :time] if time < room else y
 
 
 def merge_branches(kernel: Tensor, branches: Sequence[Tensor], *, causal: bool = True) -> Tensor:

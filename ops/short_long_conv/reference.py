@@ -34,3 +34,23 @@ def convolve(config: Any, x: Tensor, kernel: Tensor) -> Tensor:
     sides = (taps - 1, 0) if config.causal else ((taps - 1) // 2, (taps - 1) // 2)
     padded = F.pad(x.transpose(1, 2), sides)
     return F.conv1d(padded, kernel.flip(0).t().unsqueeze(1), groups=channels).transpose(1, 2)
+
+
+def spectrum(config: Any, taps: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    """`taps` [S, D m, C], tables as ``tables.py`` has them -> the kernels of every frequency, [C / width, S, 3 N, 2 m, width]."""
+    pieces = taps.unflatten(1, (config.lags, config.length))
+    parts = torch.einsum("ed,sdic->seic", v.to(taps.dtype), pieces).unflatten(1, (-1, 2))
+    kernels = torch.einsum("fkhe,sfeic->sfkhic", w.to(taps.dtype).unflatten(0, (-1, 3)), parts).flatten(3, 4).flatten(1, 2)
+    return (kernels.unflatten(3, (-1, config.width)).permute(3, 0, 1, 2, 4),)
+
+
+def blocks(config: Any, x: Tensor, kernels: Tensor, u: Tensor, g: Tensor, a: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    """`x` [B, N m, C] and what `spectrum` gives for one kernel -> y [B, N m, C]."""
+    m, dtype = config.length, x.dtype
+    parts = torch.einsum("en,bnic->beic", u.to(dtype), x.unflatten(1, (config.blocks, m))).unflatten(1, (-1, 2))
+    factors = torch.einsum("fke,bfeic->bfkic", a.to(dtype).unflatten(0, (-1, 3)), parts).flatten(1, 2)
+    number = torch.arange(m, device=x.device)
+    toeplitz = kernels[:, 0].to(dtype).permute(1, 2, 0, 3).flatten(2)[:, number[:, None] - number + m]
+    products = torch.einsum("rijc,brjc->bric", toeplitz, factors).unflatten(1, (-1, 3))
+    sums = torch.einsum("fek,bfkic->bfeic", z.to(dtype).unflatten(0, (-1, 2)), products).flatten(1, 2)
+    return (torch.einsum("ne,beic->bnic", g.to(dtype), sums).flatten(1, 2),)

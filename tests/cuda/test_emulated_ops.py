@@ -122,7 +122,8 @@ def check(case: Case, dtype: str) -> None:
 
 
 def test_every_operator_has_a_case() -> None:
-    built_in = {name for name in mechanisms.names() if str(mechanisms.get(name).expression).startswith("tilegen.ops.")}
+    found = [mechanisms.get(name) for name in mechanisms.names()]
+    built_in = {one.name for one in found if str(one.expression).startswith("tilegen.ops.") and not one.host}
     # In test_emulated_compaction.py, test_emulated_packed_linear.py and test_emulated_lookup.py.
     elsewhere = {"compact", "extract", "packed_linear", "relative_bias"}
     assert {case.op for case in CASES} | elsewhere == built_in

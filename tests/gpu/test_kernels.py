@@ -9,7 +9,8 @@ from tilegen import mechanisms
 
 
 def test_every_operator_is_looked_at() -> None:
-    built_in = {name for name in mechanisms.names() if str(mechanisms.get(name).expression).startswith("tilegen.ops.")}
+    found = [mechanisms.get(name) for name in mechanisms.names()]
+    built_in = {one.name for one in found if str(one.expression).startswith("tilegen.ops.") and not one.host}
     assert {case.op for case in CASES.values()} == built_in
 
 

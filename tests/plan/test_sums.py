@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.plan.graphs import Instance, run
+from tilegen import mechanisms
 from tilegen.expression import ceildiv, compute, const, exp, floordiv, floormod, if_then_else, reduce_axis, reduce_sum
 from tilegen.mechanisms import ArgSpec, Mechanism
+from tilegen.ops.short_long_conv import BLOCKS, BlockConfig
 from tilegen.plan.plan import plan
 from tilegen.plan.sums import is_row_sum
 from tilegen.plan.tiles import TileKernel
@@ -111,3 +113,12 @@ def test_sums_over_symbolic_axes_go_by_way_of_partial_sums(B: int, T: int) -> No
     x, y = np.full((B, T, 8), 1 / 3, "float32"), np.ones((B, T), "float32")
     z = run(Instance(COLUMNS, Columns(), {"C": 8}, "float32"), function, {"x": x, "y": y}, {"B": B, "T": T})["z"]
     np.testing.assert_allclose(z, B * T * x[0, 0, 0].astype("float64"), rtol=2e-6)
+
+
+def test_sums_whose_operands_slide_along_each_other_stay_chains() -> None:
+    """Taps and signal of a convolution are read for many results each, though the index i + j has both variables."""
+    config = BlockConfig(2, 4, 2)
+    functions = plan(mechanisms.Instance(BLOCKS, config, {"C": 4}, "float32")).functions.values()
+    local = [t for f in functions for kernel in f.kernels for t in getattr(kernel, "locals", [])]
+    assert {t.op.name for t in local} >= {"products", "dfactors"}
+    assert not any(is_row_sum(t) for t in local)

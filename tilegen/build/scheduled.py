@@ -64,6 +64,11 @@ def record_key(instance: Instance, function: str, kernel: str, rule: Any, target
 def schedule(instance: Instance, function: FunctionPlan, target: BuildTarget) -> Scheduled:
     """Schedule every kernel of `function`."""
     if target.kind == "cuda":
+        if instance.mechanism.host:
+            name = instance.mechanism.name
+            raise ScheduleError(
+                f"{name} is for CPUs, the target is {target.device}; call the operator that uses it, which has a form for GPUs"
+            )
         return _launched(instance, function, target)
     sch = _fresh(function, target)
     provenance: list[dict[str, Any]] = []

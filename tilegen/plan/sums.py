@@ -21,6 +21,7 @@ from tvm import sym, te, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tilegen.autodiff.simplify import split_guard
+from tilegen.autodiff.solver import linear
 from tilegen.expression.walkers import call_name, const_int, find, is_load, prim, variables
 from tilegen.plan import stages
 from tilegen.plan.frames import outer_rank
@@ -46,7 +47,16 @@ def is_row_sum(tensor: te.Tensor) -> bool:
     over = [axis.var for axis in stages.reduce_axes(tensor)]
     wide = [axis for axis, extent in zip(stages.axes(tensor), tensor.shape, strict=True) if const_int(extent) != 1]
     every = {*over, *wide}
-    return any(every <= {v for index in indices for v in variables(index)} for _, indices in stages.reads(tensor))
+    return any(
+        every <= {v for index in indices for v in variables(index)} and not any(_slides(index, over, wide) for index in indices)
+        for _, indices in stages.reads(tensor)
+    )
+
+
+def _slides(index: Any, over: Sequence[Any], wide: Sequence[Any]) -> bool:
+    """Whether the reduced axis and one of the result move along the same elements, as in the taps of a convolution: i + j, i - j."""
+    steps, _ = linear(index, {*over, *wide})
+    return bool({abs(n) for v, n in steps.items() if v in over} & {abs(n) for v, n in steps.items() if v in wide})
 
 
 def farthest_first(tensor: te.Tensor, steps: Sequence[Any], reverse: bool) -> list[Any]:

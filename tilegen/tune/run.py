@@ -91,6 +91,9 @@ def tune(
             )
         from tilegen.tune.device.run import tune_device
 
+        instances = [one for one in instances if not one.mechanism.host]
+        if not instances:
+            raise ArgumentError(f"ops are for CPUs only, the target is {chosen.device}; name one that has kernels for GPUs")
         _check(instances, shapes or {})
         with progress or Progress() as show, _telling(show):
             return tune_device(
