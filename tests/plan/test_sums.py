@@ -117,7 +117,7 @@ def test_sums_over_symbolic_axes_go_by_way_of_partial_sums(B: int, T: int) -> No
 
 def test_sums_whose_operands_slide_along_each_other_stay_chains() -> None:
     """Taps and signal of a convolution are read for many results each, though the index i + j has both variables."""
-    config = BlockConfig(2, 4, 2)
+    config = BlockConfig(8, 16, 4)
     functions = plan(mechanisms.Instance(BLOCKS, config, {"C": 4}, "float32")).functions.values()
     local = [t for f in functions for kernel in f.kernels for t in getattr(kernel, "locals", [])]
     assert {t.op.name for t in local} >= {"products", "dfactors"}
