@@ -1,4 +1,5 @@
-"""TVM's lowering pipeline with one pass more: shared values become local memory before code generation.
+"""TVM's lowering pipeline with two passes more: buffers of one tile are declared as such before TVM compacts buffers, and shared
+values become local memory before code generation.
 
 Code generation tells its analyzer the value of every bound variable, and the analyzer substitutes: each level of a chain
 of shared values multiplies what is below.  A value in local memory is opaque to it, and LLVM's mem2reg makes it a
@@ -20,6 +21,7 @@ from tvm import ir, tirx  # noqa: E402
 from tvm.s_tir.pipeline import default_s_tir_pipeline  # noqa: E402
 from tvm.tirx import compilation_pipeline  # noqa: E402
 
+from tilegen.build import compact  # noqa: E402
 from tilegen.expression.walkers import const_int  # noqa: E402
 from tilegen.plan.keep import kept  # noqa: E402
 from tilegen.schedules.rule import dtype_bytes  # noqa: E402
@@ -72,7 +74,7 @@ def SpillKept(func: tirx.PrimFunc, mod: tvm.IRModule, context: Any) -> tirx.Prim
 
 def _factory() -> tuple[Any, Any, Any]:
     body, host, device = default_s_tir_pipeline()
-    return tvm.transform.Sequential([body, SpillKept]), host, device
+    return tvm.transform.Sequential([*compact.PASSES, body, SpillKept]), host, device
 
 
 compilation_pipeline.register_tir_pipeline(NAME, _factory)

@@ -32,6 +32,7 @@ from tilegen.expression.walkers import (
 )
 from tilegen.plan import stages
 from tilegen.plan.access import matches
+from tilegen.plan.guards import is_read
 from tilegen.plan.keep import keep
 from tilegen.plan.kernel import Kernel
 
@@ -309,7 +310,7 @@ def selects(expr: Any, point: Sequence[Any], space: Sequence[Any], lets: Collect
         return isinstance(index, ir.Var) and (mine is None or its is None or mine <= its)
 
     def harmless(e: Any) -> bool:
-        return all(inside(i, n) for load in find(e, _is_buffer_load) for i, n in zip(load.indices, load.source.shape, strict=True))
+        return all(inside(i, n) for load in find(e, is_read) for i, n in zip(load.indices, load.source.shape, strict=True))
 
     def in_lanes(condition: Any) -> bool:
         return any(v.same_as(lane) or v in lets for v in variables(condition))
@@ -334,13 +335,9 @@ def selects(expr: Any, point: Sequence[Any], space: Sequence[Any], lets: Collect
 
         sides = []
         for side, taken in zip(call.args[1:], (condition, tirx.Not(condition)), strict=True):
-            for kind in {type(load) for load in find(side, _is_buffer_load)}:
+            for kind in {type(load) for load in find(side, is_read)}:
                 side = rewrite(side, kind, anywhere(taken))
             sides.append(side)
         return tirx.Select(condition, *sides)
 
     return rewrite(expr, ir.Call, change)
-
-
-def _is_buffer_load(expr: Any) -> bool:
-    return type(expr).__name__ in ("BufferLoad", "TensorLoad")

@@ -13,7 +13,7 @@ from typing import Any
 from tvm import ir, tirx
 
 from tilegen.expression.walkers import call_name, rewrite
-from tilegen.plan.keep import keep
+from tilegen.plan.guards import opened
 
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
@@ -110,31 +110,18 @@ class Functions:
         """2^x."""
         return self.exp(x * f32(1 / LOG2E))
 
+    def has(self, expr: Expr) -> bool:
+        """Whether `expr` is a call of one of these functions."""
+        return call_name(expr) in self.by_name and str(expr.ty.dtype) == "float32"
+
 
 def vectorisable(expr: Expr, bind: Bind) -> Expr:
-    """`expr` with the float32 functions above written out.
-
-    What a guard protects is not bound outside of it: there shared values are repeated, and LLVM finds them again; `keep`
-    stops TVM's simplifier from cancelling (1 + x) - 1 - x.
-    """
-    repeat = Functions(lambda name, value: keep(value))
-
-    def guarded(call: Expr) -> Expr:
-        if call_name(call) != "if_then_else":
-            return call
-        condition, *branches = call.args
-        return tirx.if_then_else(condition, *[written_out(branch, repeat) for branch in branches])
-
-    return written_out(rewrite(expr, ir.Call, guarded), Functions(bind))
+    """`expr` with the float32 functions above written out, what guards protect included."""
+    functions = Functions(bind)
+    return written_out(opened(expr, bind, functions.has), functions)
 
 
 def written_out(expr: Expr, functions: Functions) -> Expr:
     """Every call of a float32 function replaced."""
 
-    def change(call: Expr) -> Expr:
-        name = call_name(call)
-        if name in functions.by_name and str(call.ty.dtype) == "float32":
-            return functions.by_name[name](call.args[0])
-        return call
-
-    return rewrite(expr, ir.Call, change)
+    return rewrite(expr, ir.Call, lambda call: functions.by_name[call_name(call)](call.args[0]) if functions.has(call) else call)
