@@ -39,7 +39,7 @@ class Config:
     initial_state: bool = False
     return_state: bool = False
     acc_control: bool = False
-    chunk: int = 16
+    chunk: int = 32
     packed: bool = False
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Config:
             raise ArgumentError(f"normalizer is {self.normalizer!r}, must be one of {', '.join(NORMALIZERS)}")
         require_bools(self, "causal", "initial_state", "return_state", "acc_control", "packed")
         object.__setattr__(self, "scale", finite_scale(self.scale, "D^-1/2"))
-        require_integer("chunk", self.chunk, 1, usual=16)
+        require_integer("chunk", self.chunk, 1, usual=32)
         require_direction(self, "initial_state", "return_state")
 
 

@@ -68,17 +68,15 @@ def causal(
 
     d, square = reduce_axis(dims.D, "d"), (*Q.shape[:4], config.chunk)
     A = compute(square, lambda b, h, c, i, j: reduce_sum(Q[b, h, c, i, d.var] * K[b, h, c, j, d.var], d), name="A")
-    inside = weights.spread(A)
     x = reduce_axis(dims.D, "x")
     past = compute(S.shape, lambda b, h, c, i, n: reduce_sum(Q[b, h, c, i, x.var] * K_c[b, h, c, n, x.var], x), name="past")
-    logit = lambda b, h, c, i, n: inside[b, h, c, i, n] + weights.since_start(past[b, h, c, i, n], b, h, c, i, n)
-    L = compute(S.shape, lambda b, h, c, i, n: logit(b, h, c, i, n) * const(scale(config, dims), dims.acc), name="L")
+    logits = weights.logits(A, past)
+    L = compute(S.shape, lambda b, h, c, i, n: logits[b, h, c, i, n] * const(scale(config, dims), dims.acc), name="L")
 
     U, total = softmax(dims, L, weights.present)
-    P = weights.gather(U)
+    P, R = weights.gather(U)
     j, n = reduce_axis(config.chunk, "j"), reduce_axis(dims.N, "n")
     recent = compute(V.shape, lambda b, h, c, i, e: reduce_sum(P[b, h, c, i, j.var] * V[b, h, c, j.var, e], j), name="recent")
-    R = compute(S.shape, lambda b, h, c, i, n: weights.since_start(U[b, h, c, i, n], b, h, c, i, n), name="R")
     older = compute(V.shape, lambda b, h, c, i, e: reduce_sum(R[b, h, c, i, n.var] * V_c[b, h, c, n.var, e], n), name="older")
     O = compute(V.shape, lambda b, h, c, i, e: recent[b, h, c, i, e] + older[b, h, c, i, e], name="O")
     return O, total, [K_end, V_end, *weights.last()] if config.return_state else []
@@ -100,7 +98,9 @@ def bidirectional(
         total = compute((B, H, N, size), lambda b, h, n, x: reduce_sum(parts[b, h, c.var, n, x], c), name=f"{name}_sum")
         if count is None:
             return total
-        mean = lambda b, h, n, x: if_then_else(written(dims, top[b, h, n]), total[b, h, n, x] / count[b, h, n], const(0, dims.acc))
+        mean = lambda b, h, n, x: if_then_else(
+            written(dims, top[b, h, n]), total[b, h, n, x] / count[b, h, n], const(0, dims.acc)
+        )
         return compute(total.shape, mean, name=f"{name}_slots")
 
     keys, values = slots(K, "K"), slots(V, "V")
@@ -118,7 +118,9 @@ def shares(config: Any, dims: Any, S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     (i, j), (c, m) = (reduce_axis(C, x) for x in "ij"), (reduce_axis(nc, x) for x in "cm")
     high = compute((B, H, nc, N), lambda b, h, c, n: reduce_max(S[b, h, c, i.var, n], i), name="high")
     top = stop_gradient(compute((B, H, N), lambda b, h, n: reduce_max(high[b, h, c.var, n], c), name="top"))
-    from_top = lambda b, h, c, i, n: if_then_else(written(dims, top[b, h, n]), exp(S[b, h, c, i, n] - top[b, h, n]), const(0, dims.acc))
+    from_top = lambda b, h, c, i, n: if_then_else(
+        written(dims, top[b, h, n]), exp(S[b, h, c, i, n] - top[b, h, n]), const(0, dims.acc)
+    )
     w = compute(S.shape, from_top, name="w")
     part = compute((B, H, nc, N), lambda b, h, c, n: reduce_sum(w[b, h, c, j.var, n], j), name="count_part")
     return w, compute((B, H, N), lambda b, h, n: reduce_sum(part[b, h, m.var, n], m), name="count"), top
@@ -132,7 +134,9 @@ def softmax(dims: Any, L: Tensor, present: Any) -> tuple[Tensor, Tensor]:
         condition = present(*at)
         return then if condition is None else if_then_else(condition, then, otherwise)
 
-    low = compute(L.shape, lambda *at: where(at, L(*at), const(LOWEST, dims.acc)), name="L_present", axes=["b", "h", "c", "i", "n"])
+    low = compute(
+        L.shape, lambda *at: where(at, L(*at), const(LOWEST, dims.acc)), name="L_present", axes=["b", "h", "c", "i", "n"]
+    )
     rows = L.shape[:4]
     top = stop_gradient(compute(rows, lambda b, h, c, i: reduce_max(low[b, h, c, i, n.var], n), name="L_max"))
     weight = lambda b, h, c, i, n: where((b, h, c, i, n), exp(L[b, h, c, i, n] - top[b, h, c, i]), zero)
@@ -153,7 +157,8 @@ def before(config: Any, dims: Any, weights: Any, X: Tensor, initial: Tensor | No
 
     def last(b: Any, h: Any, n: Any, x: Any) -> Any:
         kept = slots[b, h, nc - 1, n, x]
-        return (kept if g is None else kept * g[b, h, nc - 1, n, 0]) + added[b, h, nc - 1, n, x]
+        kept = kept if g is None else kept * g[b, h, nc - 1, n, 0]
+        return weights.mean(kept + added[b, h, nc - 1, n, x], b, h, n)
 
     return slots, compute((B, H, N, size), last, name=f"{name}_end")
 

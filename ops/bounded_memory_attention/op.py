@@ -95,7 +95,7 @@ def bounded_memory_attention(
     initial_state: BoundedMemoryState | None = None,
     return_state: bool = False,
     cu_seqlens: Tensor | None = None,
-    chunk: int = 16,
+    chunk: int = 32,
 ) -> Tensor | tuple[Tensor, BoundedMemoryState]:
     """Attention with bounded-memory control: softmax attention to N slots that control weights fill, in linear time.
 

@@ -33,7 +33,9 @@ def functions_of(instance: Instance, wanted: tuple[str, ...], gpu: Gpu | None = 
         from tilegen.plan.gpu.partial import partial
         from tilegen.plan.gpu.retrace import retraced
         from tilegen.plan.gpu.rounding import allowed
+        from tilegen.plan.gpu.spread import spread
 
+        both = {name: spread(function) for name, function in both.items()}
         both = {name: partial(divided(function)) for name, function in retraced(both, gpu).items()}
     found |= {name: (instance, function) for name, function in both.items() if name in wanted}
     step = instance.step_instance() if "step" in wanted else None

@@ -7,7 +7,8 @@ is next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,9 +222,19 @@ def plan_backward(forward: Graph, back: Graph, saved: Sequence[te.Tensor]) -> Fu
     return _function("backward", given, results)
 
 
-def _function(name: str, given: list[PlanArg], results: list[PlanArg]) -> FunctionPlan:
+def replanned(function: FunctionPlan, changed: Mapping[te.Tensor, te.Tensor], apart: Collection[te.Tensor]) -> FunctionPlan:
+    """The same function by other kernels: results as they are in `changed`, states of walks in memory, see `TilePartition`."""
+    given = [arg for arg in function.args if arg.tensor in function.ready]
+    results = [arg for arg in function.args if arg.tensor not in function.ready and arg.role != "workspace"]
+    results = [dataclasses.replace(arg, tensor=changed.get(arg.tensor, arg.tensor)) for arg in results]
+    return _function(function.name, given, results, apart)
+
+
+def _function(
+    name: str, given: list[PlanArg], results: list[PlanArg], apart: Collection[te.Tensor] | None = None
+) -> FunctionPlan:
     ready = [arg.tensor for arg in given]
-    partition = partitioned([arg.tensor for arg in results], ready)
+    partition = partitioned([arg.tensor for arg in results], ready, apart)
     written = {arg.tensor for arg in results}
     inner = [t for kernel in partition.kernels for t in kernel.writes() if t not in written]
     workspace = [PlanArg(f"workspace_{k}_{label(t)}", "workspace", t) for k, t in enumerate(inner)]
@@ -276,10 +287,12 @@ def _size_givers(function: FunctionPlan, used: set[te.Tensor]) -> set[te.Tensor]
     return found
 
 
-def partitioned(outputs: list[te.Tensor], ready: list[te.Tensor]) -> Partition | TilePartition:
+def partitioned(
+    outputs: list[te.Tensor], ready: list[te.Tensor], apart: Collection[te.Tensor] | None = None
+) -> Partition | TilePartition:
     """The kernels of a graph: by tiles where it has reductions inside tiles, by walks and maps elsewhere."""
     if has_tiles([op.output(0) for op in topological(outputs) if not isinstance(op, te.PlaceholderOp)]):
-        return TilePartition(outputs, ready)
+        return TilePartition(outputs, ready, apart=apart)
     return Partition(outputs, ready)
 
 

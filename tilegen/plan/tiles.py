@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +88,9 @@ class TileKernel(Kernel):
         from tilegen.plan.gpu.program import Program
 
         program = Program(self, self.memory, 1, narrow_of(self, gpu))
-        return program.narrow is not None and not program.precise and all(n.way != "flat" or n.role == "load" for n in program.steps)
+        return (
+            program.narrow is not None and not program.precise and all(n.way != "flat" or n.role == "load" for n in program.steps)
+        )
 
     def state_elements(self, apart: bool = False) -> int:
         """The elements of the states that one block carries along, before it is shared out."""
@@ -132,10 +134,14 @@ def has_tiles(tensors: Sequence[te.Tensor]) -> bool:
 
 
 class TilePartition:
-    """The kernels that write `outputs`, in execution order; `ready` is in memory before the first."""
+    """The kernels that write `outputs`, in execution order; `ready` is in memory before the first.
 
-    def __init__(self, outputs: Sequence[te.Tensor], ready: Sequence[te.Tensor]):
-        self.ready = set(ready)
+    With `apart`, walks leave their states in memory, as they are or as one of the stages of that set, and whatever is computed from
+    them is not walked.
+    """
+
+    def __init__(self, outputs: Sequence[te.Tensor], ready: Sequence[te.Tensor], *, apart: Collection[te.Tensor] | None = None):
+        self.ready, self.apart = set(ready), apart
         placed = [placement(op.output(0)) for op in topological(outputs)]
         placing = [t for found in placed if found is not None for t in (found.first, found.count)]
         self.order = {op.output(0): k for k, op in enumerate(topological([*placing, *outputs]))}
@@ -174,6 +180,8 @@ class TilePartition:
                 needs = Cone(memory=self._sources(tensor))
             else:
                 needs = cone(tensor, frame, self.ready)
+                if self.apart is not None and (stored := self._apart(tensor)):
+                    needs = self._without(tensor, frame, stored)
                 # Scans of two directions cannot be walked by one task: what is not walked comes from memory.
                 if len({_direction(scan) for scan in needs.walks}) > 1:
                     needs = self._one_way(tensor, frame, needs)
@@ -195,9 +203,33 @@ class TilePartition:
         """
         kept = _direction(tensor if walk_axis(tensor) is not None else max(needs.walks, key=self.order.__getitem__))
         stored = {scan for scan in needs.walks if _direction(scan) != kept}
+        return self._without(tensor, frame, stored if self.apart is None else stored | needs.memory)
+
+    def _without(self, tensor: te.Tensor, frame: Frame, stored: set[te.Tensor]) -> Cone:
+        """The cone of a result that reads `stored` from memory."""
         rest = cone(tensor, frame, self.ready | stored)
         rest.memory |= stored - {tensor}
         return rest
+
+    def _apart(self, tensor: te.Tensor) -> set[te.Tensor]:
+        """What a result without walks reads of them, or what a scan adds where a step of that would be long."""
+        assert self.apart is not None
+        walk = stages.reads(tensor)[0][0] if tensor in self.apart else tensor
+        if walk_axis(walk) is not None:
+            added = scan_inputs(walk.op)["x"]
+            return set() if added in self.ready or longest([added], self.ready) <= 1 else {added}
+        found: set[te.Tensor] = set()
+        seen, stack = {tensor}, [tensor]
+        while stack:
+            for source, _ in stages.reads(stack.pop()):
+                if source in seen or source in self.ready:
+                    continue
+                seen.add(source)
+                if source in self.apart or walk_axis(source) is not None:
+                    found.add(source)
+                else:
+                    stack.append(source)
+        return found
 
     def _stored(self, tensor: te.Tensor, frame: Frame, needs: Cone) -> Cone:
         """The cone in which what must be in memory for other outer points is read from there at this one too."""
@@ -247,7 +279,9 @@ class TilePartition:
             kernel.anchors, kernel.emits = [tensor], [tensor]
             self.kernels.append(kernel)
         else:
-            fitting = (k for k in self.kernels[bound + 1 :] if k.pattern == "map" and stages.same_extents(k.space, list(tensor.shape)))
+            fitting = (
+                k for k in self.kernels[bound + 1 :] if k.pattern == "map" and stages.same_extents(k.space, list(tensor.shape))
+            )
             kernel = next(fitting, None) or Kernel("map", list(tensor.shape))
             if not kernel.emits:
                 self.kernels.append(kernel)
@@ -256,6 +290,21 @@ class TilePartition:
 
     def _index(self, kernel: Kernel) -> int:
         return next(i for i, known in enumerate(self.kernels) if known is kernel)
+
+
+def longest(tensors: Sequence[te.Tensor], ready: Collection[te.Tensor]) -> int:
+    """The most reductions inside a tile that follow from one another, from memory or the states of walks to some results."""
+    depth: dict[te.Tensor, int] = {}
+
+    def of(tensor: te.Tensor) -> int:
+        if tensor not in depth:
+            depth[tensor] = 0
+            if tensor not in ready and stages.kind(tensor) in ("map", "reduce"):
+                below = max((of(source) for source, _ in stages.reads(tensor)), default=0)
+                depth[tensor] = below + (stages.kind(tensor) == "reduce" and is_local(tensor))
+        return depth[tensor]
+
+    return max((of(tensor) for tensor in tensors), default=0)
 
 
 def _direction(scan: te.Tensor) -> tuple[int, bool]:
