@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import tvm
-import tvm_ffi
-from tvm import ir, s_tir, sym, tirx
+from tilegen import _tvm
 
-from tilegen.expression.walkers import const_int, variables
+_tvm.ensure()
+
+import tvm  # noqa: E402
+import tvm_ffi  # noqa: E402
+from tvm import ir, s_tir, sym, tirx  # noqa: E402
+
+from tilegen.expression.walkers import const_int, variables  # noqa: E402
 
 
 def compacted(func: tirx.PrimFunc) -> tirx.PrimFunc:
