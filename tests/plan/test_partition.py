@@ -72,7 +72,7 @@ def test_the_choice_of_what_is_saved_is_the_fastest_that_fits(instance):
 # whose memory is small beside its arguments (4 slots) leaves that, one its summaries and the statistics of rows (their 256 bytes of
 # arguments and results aside), and the one that counts rows its counts.
 LONG = 4096
-SAVED_PER_TOKEN = {"bounded_memory_attention": 33, "extract": 4, "fast_multipole_attention": 2 * 16 * 4 * 4 * 63 / 2048 + 8}
+SAVED_PER_TOKEN = {"bounded_memory_attention": 17.5, "extract": 4, "fast_multipole_attention": 2 * 16 * 4 * 4 * 63 / 2048 + 8}
 
 
 @pytest.mark.parametrize("name", mechanisms.names())
