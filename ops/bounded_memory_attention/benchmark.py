@@ -13,8 +13,8 @@ def forward(config: Any, sizes: Mapping[str, int]) -> Work:
     """Reads q, k, v, s and writes o.
 
     A position needs, when causal, half a row of a C by C tile four times (q k^T over D, its product with the weights into
-    slots, the way back over N, and the product with v over E), and with "running" half a row of weights, a difference and an
-    exponential each; then the products with the slots and its share of their sums (both D N and N E), about four operations a
+    slots, the way back over N, and the product with v over E), and with "running" half a row once more for the sums of weights
+    up to each position; then the products with the slots and its share of their sums (both D N and N E), about four operations a
     slot for the softmax and with a normaliser four for z.
     """
     positions, D, E, N = _sizes(sizes)
@@ -28,12 +28,12 @@ def backward(config: Any, sizes: Mapping[str, int]) -> Work:
     """Reads q, k, v, s and do and writes dq, dk, dv, ds; slots and logits are computed again, so they do not count as traffic.
 
     The two linear attentions need five products each in the tile (forward ones again, then one for each operand) and one sum
-    and one product each for every operand against the slots; weights of "running" are computed again, and their adjoint takes
-    two products, a sum and two reductions.
+    and one product each for every operand against the slots; the sums of weights of "running" are computed again, and
+    their adjoint is another such sum.
     """
     positions, D, E, N = _sizes(sizes)
     tile = (config.chunk + 1) * ((3 * D + 2 * N) + (3 * N + 2 * E)) if config.causal else 0
-    weights = 3 * (config.chunk + 1) * N if config.causal and config.normalizer == "running" else 0
+    weights = 2 * (config.chunk + 1) * N if config.causal and config.normalizer == "running" else 0
     slots = (6 if config.normalizer == "none" else 12) * N
     return Work(positions * (tile + weights + 10 * N * (D + E) + slots), positions * (4 * D + 3 * E + 2 * N))
 
