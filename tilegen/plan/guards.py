@@ -44,7 +44,7 @@ class _Reads:
     def _under(self, taken: Expr, expr: Expr) -> Expr:
         """`expr` with `taken` around whatever it reads."""
         for variable in self._inside(expr):
-            self.read[variable] = self._named(taken, self.read[variable])
+            self.read[variable] = self._renamed(taken, self.read[variable])
             self.guard[variable] = tirx.And(taken, self._named(taken, self.guard[variable]))
         return self._named(taken, expr)
 
@@ -73,6 +73,14 @@ class _Reads:
         for kind in {type(read) for read in find(expr, is_read)}:
             expr = rewrite(expr, kind, plain)
         return expr
+
+    def _renamed(self, taken: Expr, read: Expr) -> Expr:
+        """A read that has its variable already, with variables for the reads in its indices."""
+        first = find(read, is_read)[0]
+        if not any(find(index, is_read) for index in first.indices):
+            return read
+        made = tirx.BufferLoad(first.source, [self._named(taken, index) for index in first.indices])
+        return rewrite(read, type(first), lambda load: made if load.same_as(first) else load)
 
     def bound(self, expr: Expr) -> Expr:
         """`expr` with every variable given its value, the same one for equal reads under equal guards."""
