@@ -25,7 +25,7 @@ from tilegen.tune.journal import Journal, Outcome, Trial
 from tilegen.tune.local import Limits, Workshop
 from tilegen.tune.progress import Progress, Silent, duration
 from tilegen.tune.report import TuneReport
-from tilegen.tune.session import Standing, beats, journal_path, judge, search
+from tilegen.tune.session import Standing, beats, confirmed, journal_path, judge, search
 from tilegen.tune.space import Space, replay
 
 QUICK = Effort(trials=8, minutes=1.0, batch=4)
@@ -137,6 +137,21 @@ def test_what_is_used_now_stays_when_nothing_beats_it(incumbent: Any, winner: An
     base = [1.0, 1.1, 0.9, 1.0]
     standings = [Standing((0, 0, 0), base), Standing((1, 1, 1), base), Standing((2, 2, 2), [1.05, 1.0, 0.95, 0.99])]
     assert judge(standings, space, incumbent)[0].decisions == winner
+
+
+@pytest.mark.parametrize(("lasting", "winner"), [(True, (2, 2, 2)), (False, (0, 0, 0))])
+def test_a_challenger_must_win_again_when_it_is_measured_with_what_is_used_alone(lasting: bool, winner: Any) -> None:
+    space, asked = Space(task().mod, task().rule), []
+    base, lucky = [1.0, 1.1, 0.9], [0.8, 0.9, 0.7]
+    standings = [Standing((0, 0, 0), base), Standing((1, 1, 1), [1.2, 1.3, 1.1]), Standing((2, 2, 2), lucky)]
+
+    def measure(points: Any, seconds: float) -> list[list[float]]:
+        asked.append((list(points), seconds))
+        return [[0.8] * 5 if lasting else [1.0] * 5, [1.0] * 5]
+
+    found = confirmed(standings, measure, space, None, 2.0)
+    assert asked == [([(2, 2, 2), (0, 0, 0)], 2.0)]
+    assert judge(found, space, None)[0].decisions == winner
 
 
 PROGRAM = """

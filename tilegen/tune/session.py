@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ FINALISTS = 4
 
 FINAL_SHARE = 0.15
 """Share of a kernel's time kept for that."""
+
+DUEL_SHARE = 0.5
+"""Share of that time in which the fastest and what is used now are measured alone."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,9 @@ def search(
         if not journal.successes():
             return None
         progress.stage("measuring the best side by side")
-        standings = rank(journal, evaluator, space, incumbent, max(0.5, min(10.0, deadline - time.monotonic())))
+        left = max(1.0, min(10.0, deadline - time.monotonic()))
+        standings = rank(journal, evaluator, space, incumbent, (1 - DUEL_SHARE) * left)
+        standings = confirmed(standings, evaluator.rank, space, incumbent, DUEL_SHARE * left)
         winner, verdict = judge(standings, space, incumbent)
         record = path = None
         unjudged = (
@@ -184,17 +189,44 @@ def may_be_valid(incumbent: Decisions, journal: Journal, proposer: MetaScheduleP
     return incumbent not in proposer.invalid if outcome is None else outcome.ok or outcome.kind == "timeout"
 
 
+def used_now(standings: Sequence[Standing], space: Space, incumbent: Decisions | None) -> Standing | None:
+    """The standing of the incumbent, else of the default."""
+    by_point = {s.decisions: s for s in standings}
+    return (by_point.get(incumbent) if incumbent is not None else None) or by_point.get(space.default)
+
+
+def confirmed(
+    standings: Sequence[Standing],
+    measure: Callable[[Sequence[Decisions], float], list[list[float]]],
+    space: Space,
+    incumbent: Decisions | None,
+    seconds: float,
+) -> list[Standing]:
+    """`standings`, without the challengers when the fastest of them does not win again, side by side with what is used now alone.
+
+    The fastest of several in a few rounds may be the luckiest of them.
+    """
+    champion, (winner, _) = used_now(standings, space, incumbent), judge(standings, space, incumbent)
+    if champion is None or winner is champion:
+        return list(standings)
+    points = [winner.decisions, champion.decisions]
+    again = [Standing(point, samples) for point, samples in zip(points, measure(points, seconds), strict=True)]
+    if beats(*again):
+        return list(standings)
+    if winner.decisions == space.default:
+        return again
+    rest = [s for s in standings if s.decisions in (champion.decisions, space.default)]
+    return confirmed(rest, measure, space, incumbent, seconds)
+
+
 def judge(standings: Sequence[Standing], space: Space, incumbent: Decisions | None) -> tuple[Standing, dict[str, Any]]:
     """The winner, and the ranking as a journal keeps it.
 
     What is used now (the incumbent, else the default) stays unless the fastest beats it by more than the spread.
     """
-    by_point = {s.decisions: s for s in standings}
-    fastest = min(standings, key=lambda s: s.seconds)
-    champion = by_point.get(incumbent) if incumbent is not None else None
-    champion = champion or by_point.get(space.default)
+    fastest, champion = min(standings, key=lambda s: s.seconds), used_now(standings, space, incumbent)
+    default = next((s for s in standings if s.decisions == space.default), None)
     winner = fastest if champion is None or beats(fastest, champion) else champion
-    default = by_point.get(space.default)
     verdict = {
         "decisions": list(winner.decisions),
         "seconds": winner.seconds,
