@@ -140,7 +140,7 @@ class Loading(Block):
             return False
         reads[0].slot = tirx.decl_buffer([piece.run], home.dtype, name="probe")
         value = vector.replaced(self._run_value(node, inner, lane), reads, lane, 0)
-        value = rounded(vector.unguarded(value, [reads[0].slot]), home.dtype)
+        value = rounded(vector.unguarded(value, reads[:1]), home.dtype)
         return vector.is_load(value) and bool(value.source.same_as(reads[0].slot))
 
     def _start_copies(self, node: Node) -> None:
@@ -258,7 +258,7 @@ class Loading(Block):
         for read, slot in zip(reads, self.slots.get((node.tensor, piece), []), strict=True):
             read.slot = slot
         value = vector.replaced(self._run_value(node, inner, lane), reads, lane, at)
-        value = vector.unguarded(value, [r.slot for r in reads])
+        value = vector.unguarded(value, reads)
         with self._if(exists):
             for shared in self._writes(node):
                 temporary = T.alloc_buffer([run], shared.dtype, scope="local")

@@ -159,7 +159,7 @@ def _fetched(block: Nests, expr: Any, lane: Any, run: int, guarded: bool = True)
     for read in reads:
         read.slot = vector.allocate(read, run, "loaded")
         vector.fetch(read, lane, run, read.slot, 0, guarded=guarded)
-    return vector.unguarded(vector.replaced(expr, reads, lane, 0), [r.slot for r in reads])
+    return vector.unguarded(vector.replaced(expr, reads, lane, 0), reads)
 
 
 def _stored(target: Any, value: Callable[[Any], Any], run: int, at: Sequence[Any], dtype: str) -> None:

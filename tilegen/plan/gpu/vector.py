@@ -20,24 +20,46 @@ WIDEST = 16
 
 @dataclass
 class VectorRead:
-    """A read whose last index is `base` + lane, under the conditions `guards`; `value` is the whole guarded read at the lane."""
+    """A read whose last index is `base` + lane, under the conditions `guards`.
+
+    `several` when an expression has it more than once, under different conditions, any of which makes it safe: `guards` is that one of
+    them holds, and each still says where the value is meant.
+    """
 
     load: Any
     guards: list[Any]
     width: int
     slot: Any = None
+    several: bool = False
 
 
 def vector_reads(expr: Any, lane: Any, run: int, analyzer: Any, is_global: Any) -> list[VectorRead]:
     """The reads of `expr` that can be vectors of up to `run` elements along the variable `lane`."""
     found: list[VectorRead] = []
+    single: list[Any] = []  # reads that some element of a run has and another has not
+
+    def among(loads: list[Any], e: Any) -> int | None:
+        return next((k for k, load in enumerate(loads) if tvm_ffi.structural_equal(load, e)), None)
+
+    def add(e: Any, guards: list[Any]) -> None:
+        width, known = _width(e, lane, run, analyzer), among([r.load for r in found], e)
+        if width == 1:
+            return
+        if any(_has(g, lane) for g in guards):
+            single.append(e)
+            if known is not None and found[known].guards:
+                del found[known]
+        elif known is None:
+            if not guards or among(single, e) is None:
+                found.append(VectorRead(e, list(guards), width))
+        elif not _same(found[known].guards, guards):
+            read = found[known]
+            read.guards = [tirx.Or(conjunction(read.guards), conjunction(guards))] if read.guards and guards else []
+            read.several = True
 
     def visit(e: Any, guards: list[Any]) -> None:
         if is_load(e) and is_global(e.source):
-            width = _width(e, lane, run, analyzer)
-            known = any(tvm_ffi.structural_equal(r.load, e) for r in found)
-            if width > 1 and not known and not any(_has(g, lane) for g in guards):
-                found.append(VectorRead(e, list(guards), width))
+            add(e, guards)
         if call_name(e) == "if_then_else":
             # The tile of an element is that of its whole run, once it is simplified.
             simple = lambda c: analyzer.simplify(c) if _has(c, lane) and not find(c, is_load) else c  # noqa: E731
@@ -52,6 +74,10 @@ def vector_reads(expr: Any, lane: Any, run: int, analyzer: Any, is_global: Any) 
 
     visit(expr, [])
     return found
+
+
+def _same(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(tvm_ffi.structural_equal(a, b) for a, b in zip(some, others, strict=True))
 
 
 def _has(expr: Any, var: Any) -> bool:
@@ -111,10 +137,15 @@ def replaced(expr: Any, reads: list[VectorRead], lane: Any, at: Any) -> Any:
     return expr
 
 
-def unguarded(expr: Any, slots: list[Any]) -> Any:
+def unguarded(expr: Any, reads: list[VectorRead]) -> Any:
     """`expr` without guards around fetched reads alone: what was not fetched is 0 already."""
+    slots = [read.slot for read in reads if not read.several]
+    return _bare(expr, slots)
+
+
+def _bare(expr: Any, slots: list[Any]) -> Any:
     if call_name(expr) == "if_then_else" and _is_zero(expr.args[2]):
-        inner = unguarded(expr.args[1], slots)
+        inner = _bare(expr.args[1], slots)
         return inner if _scaled(inner, slots) else expr
     return expr
 
