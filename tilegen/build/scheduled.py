@@ -149,9 +149,11 @@ def require_names(record: Record, asked: list[str]) -> None:
 
 
 def _unfit(record: Record, function: FunctionPlan, kernel: Any, error: Exception) -> None:
-    warnings.warn(
-        f"tuning record {record.key.id} does not fit {function.name}.{kernel.name} ({error}); its default is used", stacklevel=3
-    )
+    said = f"tuning record {record.key.id} does not fit {function.name}.{kernel.name} ({error}); its default is used"
+    if record.source == "nearest":  # what another device can choose need not be among what this one can
+        LOG.info(said)
+    else:
+        warnings.warn(said, stacklevel=3)
 
 
 def _default_or_plain(sch: Any, kernel: Any, rule: Any, target: BuildTarget, error: Exception) -> Any:
