@@ -19,8 +19,8 @@ SLOWER = 3
 AROUND, AROUND_TAP = 60, 200
 """What a position and a tap cost beside the products, in operations of a product of matrices."""
 
-WIDTH = 16
-"""Channels that are computed together: a vector, or two."""
+WIDTHS = (16, 8)
+"""Channels that may be computed together, a vector or two of them; what has only one group of them is not scheduled as a tile."""
 
 SHORTEST = 512
 """Positions below which the sum stays: it is over in less than a library takes to load."""
@@ -35,14 +35,16 @@ def by_blocks(causal: bool, x: Any, long: Any) -> BlockConfig | None:
     if not isinstance(x, Tensor) or x.dim() != 3 or x.device.type != "cpu" or not _alike(x, long):
         return None
     batch, time, channels = x.shape
-    if time < SHORTEST or channels % WIDTH or long.shape[0] != channels:
+    width = next((n for n in WIDTHS if channels % n == 0 and channels > n), None)
+    if time < SHORTEST or width is None or long.shape[0] != channels:
         return None
     blocks = length = 16
     while blocks * length < time:
         blocks, length = (blocks, 2 * length) if blocks == length else (2 * blocks, length)
-    config = BlockConfig(blocks, length, WIDTH, causal)
+    config = BlockConfig(blocks, length, width, causal)
     capacity = blocks * length
     ours = capacity * (batch * (8 * blocks + 6 * length + AROUND) + 4 * config.lags + AROUND_TAP)
+    ours *= WIDTHS[0] // width
     return config if ours < SLOWER * batch * time * 2 * long.shape[1] else None
 
 

@@ -61,7 +61,7 @@ def short_long_conv(
     the dtype of x.  The cost is that of the definition,
     2 C (Ks + Kl) operations a position: matrix products where the machine has them for the dtype of x (docs/gpu.md).
 
-    On CPUs, with channels in multiples of 16 and no cu_seqlens, long kernels of long sequences (``form.py``) are computed by blocks and
+    On CPUs, with channels in multiples of 8 and no cu_seqlens, long kernels of long sequences (``form.py``) are computed by blocks and
     a transform over these: operations grow as the square root of the length.  As with every transform, a result then has the rounding
     errors of all others of its channel, later ones too, and a NaN or infinity in one position spreads to all.
     """

@@ -77,9 +77,16 @@ def test_blocks_are_for_long_kernels_of_long_sequences() -> None:
     assert chosen(2, SHORTEST, SHORTEST) == BlockConfig(16, 32)
     assert chosen(2, 2048, 2047) == BlockConfig(32, 64)
     assert chosen(1, 16384, 16384) == BlockConfig(128, 128)
-    # A sum of few terms is short, as is a sequence of few positions; 20 channels are no whole vectors; a GPU has another form.
-    others = [chosen(4, 2048, 64), chosen(4, SHORTEST - 1, 4096), chosen(2, 2048, 2047, 20), chosen(2, 2048, 2047, device="meta")]
-    assert others == [None] * 4
+    assert [found and found.width for found in (chosen(2, 2048, 2047, 16), chosen(2, 2048, 2047, 40))] == [8, 8]
+    # A sum of few terms is short, as is a sequence of few positions; 20 channels are no whole vectors, 8 only one; a GPU has another form.
+    others = [
+        chosen(4, 2048, 64),
+        chosen(4, SHORTEST - 1, 4096),
+        chosen(2, 2048, 2047, 20),
+        chosen(2, 2048, 2047, 8),
+        chosen(2, 2048, 2047, device="meta"),
+    ]
+    assert others == [None] * 5
 
 
 def test_arguments_that_do_not_fit_are_told_as_elsewhere() -> None:
