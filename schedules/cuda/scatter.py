@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tilegen.expression.gather import scatter_spec
 from tilegen.schedules.rule import Decide, Gpu
 
 THREADS = (32, 64, 128, 256, 512)
@@ -20,8 +21,10 @@ class Scatter:
         return bool(kernel.pattern == "scatter")
 
     def decide(self, kernel: Any, gpu: Gpu, decide: Decide) -> dict[str, Any]:
-        """Small blocks: columns that are walked are few, and shall reach every multiprocessor."""
-        return {"threads": decide("threads", THREADS, 64)}
+        """Large blocks where every element is a thread; small ones where columns are walked: they are few, and shall reach every
+        multiprocessor."""
+        spec = scatter_spec(kernel.anchors[0].op)
+        return {"threads": decide("threads", THREADS, THREADS[-1] if spec is not None and spec.unique else 64)}
 
 
 RULES = [Scatter()]

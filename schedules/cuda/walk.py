@@ -108,6 +108,8 @@ class Walk:
         # Walks without scans hold little and never wait for each other: more of them hide more of the memory's latency.
         threads = THREADS if scans_of(kernel) or registers(kernel, usual, steps, 1) > room / 2 else 2 * THREADS
         groups = max(g for g in GROUPS if g == 1 or (g * across <= threads * usual and g != 24))
+        if kernel.once:
+            groups = min(groups, 2)  # of which the others would wait for the first
         return {
             "channels": across,
             "width": wide,

@@ -117,11 +117,11 @@ def test_a_torn_last_line_costs_one_trial(tmp_path: Path, cut: int) -> None:
 
 def test_killed_fifty_times_no_trial_is_lost_or_measured_twice(tmp_path: Path) -> None:
     journal_path, measured = tmp_path / "journal", tmp_path / "measured"
-    # A search far too long for the fifty lives it gets, also where a busy machine lets the kill come late.
+    # A life has thirty trials at most and then waits, so that fifty do not finish the search where a busy machine kills late.
     command = [sys.executable, str(PROGRAM), str(journal_path), str(measured)]
     rng, before, kills, lost = random.Random(1), 0, 0, 0
     while kills < 50:
-        child = subprocess.Popen([*command, "1700", "5e-3"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        child = subprocess.Popen([*command, "1700", "5e-3", "30"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert child.stdout is not None
         child.stdout.readline()  # it runs: the interpreter's start is not what is tested
         time.sleep(rng.uniform(0.0, 0.03))
@@ -136,7 +136,7 @@ def test_killed_fifty_times_no_trial_is_lost_or_measured_twice(tmp_path: Path) -
         assert lost <= kills, "a death costs at most the trial in flight"
     assert before < 1700, "the search must have been killed, not finished"
     wanted = before + 20
-    done = subprocess.run([*command, str(wanted), "1e-3"], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([*command, str(wanted), "1e-3", "1700"], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split()[-1] == "trials"
     with Journal(journal_path, [12, 12, 12]) as journal:
         assert [t.number for t in journal.trials] == list(range(1, wanted + 1))

@@ -155,7 +155,7 @@ def test_a_challenger_must_win_again_when_it_is_measured_with_what_is_used_alone
 
 
 PROGRAM = """
-import sys
+import sys, time
 sys.modules["torch"] = None  # importing it would take longer than the search
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
@@ -164,8 +164,13 @@ from tilegen.tune.engine import Effort
 from tilegen.tune.local import Limits, Workshop
 from tilegen.tune.progress import Silent
 from tilegen.tune.session import search
+class Life(Silent):
+    def trial(self, trial):
+        super().trial(trial)
+        if self._new == int(sys.argv[4]):
+            time.sleep(3600)  # until it is killed, however late that comes
 with Workshop(kernels.HOST, limits=Limits(repeats=3, rounds=3), jobs=1) as shop:
-    result = search(kernels.task(), shop, Effort(int(sys.argv[3]), 1.0, 4), log_dir=Path(sys.argv[2]), progress=Silent())
+    result = search(kernels.task(), shop, Effort(int(sys.argv[3]), 1.0, 4), log_dir=Path(sys.argv[2]), progress=Life())
 print(result.stopped, result.trials)
 """
 
@@ -175,9 +180,8 @@ def test_killed_while_compiling_or_measuring_a_real_search_goes_on(tmp_path: Pat
     path, rng = journal_path(task(), tmp_path, 0), random.Random(0)
     before, wanted = 0, 1
     for signum in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGKILL, signal.SIGKILL):
-        # More trials than the kills leave time for, however late they come.
-        child = subprocess.Popen([*command, "200"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        limit = time.monotonic() + 60
+        child = subprocess.Popen([*command, "200", "3"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        limit = time.monotonic() + 120
         while _trials(path) < wanted and child.poll() is None and time.monotonic() < limit:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
@@ -187,7 +191,7 @@ def test_killed_while_compiling_or_measuring_a_real_search_goes_on(tmp_path: Pat
         assert now >= max(before, wanted), "a trial was lost"
         before, wanted = now, now + 1
     total = before + 4
-    done = subprocess.run([*command, str(total)], capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run([*command, str(total), "200"], capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout.split() == ["trials", str(total)]
     decisions = [line.split('"decisions":')[1].split("]")[0] for line in path.read_text().splitlines() if '"trial":' in line]
     assert len(decisions) == len(set(decisions)) == total, "a candidate was measured twice"

@@ -67,8 +67,11 @@ class FakeEvaluator:
 
 if __name__ == "__main__":
     print(os.getpid(), flush=True)
-    path, measured, trials, seconds = sys.argv[1:]
+    path, measured, trials, seconds, most = sys.argv[1:]
     with Journal(Path(path), list(SIZES)) as journal:
         evaluator = FakeEvaluator(Path(measured), float(seconds))
-        why = explore(RandomProposer(seed=len(journal.trials)), evaluator, journal, trials=int(trials))
+        life = min(int(trials), len(journal.trials) + int(most))
+        why = explore(RandomProposer(seed=len(journal.trials)), evaluator, journal, trials=life)
+        if life < int(trials):
+            time.sleep(3600)  # until it is killed, however late that comes
     print(why, flush=True)

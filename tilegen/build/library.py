@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,17 @@ def functions_of(instance: Instance, wanted: tuple[str, ...], gpu: Gpu | None = 
     found |= {name: (instance, function) for name, function in both.items() if name in wanted}
     step = instance.step_instance() if "step" in wanted else None
     if step is not None:
-        found["step"] = (step, plan(step, backward=False, pieces=gpu is not None).functions["forward"])
+        found["step"] = (step, step_function(step, gpu))
     if gpu is not None and gpu.tf32 and instance.dtype == "float32":
         found = {name: (owner, allowed(function, gpu)) for name, (owner, function) in found.items()}
     return found
+
+
+def step_function(step: Instance, gpu: Gpu | None) -> FunctionPlan:
+    """The planned function of a decoding step, the forward of `step` where T is 1."""
+    function = plan(step, backward=False, pieces=gpu is not None).functions["forward"]
+    kernels = [dataclasses.replace(kernel, once=True) if kernel.pattern == "walk" else kernel for kernel in function.kernels]
+    return function if gpu is None else dataclasses.replace(function, kernels=kernels)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Kernel:
     latches : stages of a walk whose value at the last step a final stage reads.
     loads : what is read from memory, known once the plan is complete.
     marks : where a walk leaves its states for a later one.
+    once : a walk of one step, as those of a decoding step are.
     partial : [parts, anchors, *space], where a reduction leaves sums of parts before it adds these up; [parts, *result] of a scatter-add.
     """
 
@@ -62,6 +63,7 @@ class Kernel:
     name: str = ""
     loads: list[te.Tensor] = field(default_factory=list)
     marks: Marks | None = None
+    once: bool = False
     partial: te.Tensor | None = None
 
     def domain(self) -> list[Any]:

@@ -23,7 +23,7 @@ _tvm.ensure()
 from tvm.target import Target  # noqa: E402
 
 from tilegen.build import compilers, cuda, nvcc, nvrtc  # noqa: E402
-from tilegen.build.library import functions_of  # noqa: E402
+from tilegen.build.library import functions_of, step_function  # noqa: E402
 from tilegen.build.target import BuildTarget  # noqa: E402
 from tilegen.mechanisms import Instance  # noqa: E402
 from tilegen.plan.gpu.block import TooLarge  # noqa: E402
@@ -78,7 +78,7 @@ def _planned(instance: str, backward: bool) -> Plan:
 def _functions(instance: str, backward: bool, gpu: Gpu) -> dict[str, FunctionPlan]:
     """As `tilegen.build.library.scheduled_parts` makes them: a record would not be found for kernels of another plan."""
     if not backward:  # a step's own
-        found = plan(Instance.from_key(instance), backward=False, pieces=True).functions
+        found = {"forward": step_function(Instance.from_key(instance), gpu)}
         if gpu.tf32 and Instance.from_key(instance).dtype == "float32":
             found = {name: allowed(function, gpu) for name, function in found.items()}
     else:
