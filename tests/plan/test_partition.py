@@ -76,11 +76,13 @@ SAVED_PER_TOKEN = {"bounded_memory_attention": 17.5, "extract": 4, "fast_multipo
 
 
 @pytest.mark.parametrize("name", mechanisms.names())
-def test_bytes_saved_per_token(name):
+def test_kernels_and_bytes_saved_per_token(golden, name):
     mechanism = mechanisms.get(name)
     options = {"window": 8} if name == "local_attention" else {}
     static = {size: {"C": 16, "D": 16, "E": 16}.get(size, 4) for size in mechanism.static}
-    function = plan(Instance(mechanism, mechanism.config(**options), static, "float32")).functions["forward"]
+    functions = plan(Instance(mechanism, mechanism.config(**options), static, "float32")).functions
+    golden(f"plan/operators/{name}.txt", "\n\n".join(f"{n}\n{plan_text(f)}" for n, f in functions.items()))
+    function = functions["forward"]
     over_time = [arg.tensor for arg in function.args if arg.role == "saved" and "T" in str(arg.tensor.shape)]
     places = LONG ** len([size for size in mechanism.symbolic if size in "BTH"])
     taken = sum(size_estimate(t.shape, LONG) * element_bytes(t) for t in over_time)
