@@ -1,8 +1,10 @@
 """The weights with which tokens are written into slots, seen from the rows of a chunk.
 
-z is the logarithm of the sum of exp(s) so far, slot by slot; it only grows, so no difference below is positive::
+z is the logarithm of the sum of exp(s) so far, slot by slot; it only grows, so that no weight exp(s_j - z_j) is above 1 ("fixed")::
 
     z_i = log(exp(zb) + sum_{j<=i} exp(s_j))        zb: before the chunk, ze: after it
+
+Weights seen from later rows ("running") are quotients of sums instead, in which no row has an exponential of its own.
 
 A slot that nothing was written to has z = -inf: it is guarded wherever it is read, and takes no part in attention.
 """
