@@ -155,7 +155,8 @@ def test_a_challenger_must_win_again_when_it_is_measured_with_what_is_used_alone
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it otherwise
 sys.modules["torch"] = None  # importing it would take longer than the search
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])

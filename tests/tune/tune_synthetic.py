@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,7 @@ class FakeEvaluator:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it otherwise
     print(os.getpid(), flush=True)
     path, measured, trials, seconds, most = sys.argv[1:]
     with Journal(Path(path), list(SIZES)) as journal:
