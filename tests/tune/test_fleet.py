@@ -17,16 +17,16 @@ import tune_device_calls as calls
 from tune_device import NAMES
 
 from tilegen.build.target import resolve
-from tilegen.errors import ScheduleError
+from tilegen.errors import BuildError, ScheduleError
 from tilegen.mechanisms import Instance, get
 from tilegen.tune import engine, records
-from tilegen.tune.device import winner
+from tilegen.tune.device import driver, winner
 from tilegen.tune.device.operators import Operator, Request
 from tilegen.tune.device.search import Fleet
 from tilegen.tune.journal import FREE, Journal
 from tilegen.tune.local import Backend, Workshop
 from tilegen.tune.progress import Silent
-from tilegen.tune.report import SearchResult
+from tilegen.tune.report import SearchResult, TuneReport
 from tilegen.tune.session import journal_at
 
 PARTS = ("describe", "setup", "measure", "rank", "copy_bandwidth", "build", "prepare", "check")
@@ -41,24 +41,40 @@ def request() -> Request:
     return Request(Instance(found, found.config(order=2), {"C": 32}, "float32"), {"B": 2, "T": 48})
 
 
+class Heard(Silent):
+    """Keeps the lines that a user would read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def hunt(
-    folder: Path, *, trials: int = 40, minutes: float = 1.0, resume: bool = True, patience: int = 10**6
+    folder: Path, *, trials: int = 40, minutes: float = 1.0, resume: bool = True, patience: int = 10**6, devices: int = 1
 ) -> tuple[list[SearchResult], Fleet]:
     """Search the kernels of an operator; trials, records and measurements go to `folder`."""
     os.environ["MEASURED"] = str(folder)
-    begun = time.monotonic()
-    with Workshop(resolve("sm_90").tvm, backend=SYNTHETIC, jobs=2) as workshop:
+    begun, places = time.monotonic(), {f"GPU {i}": {driver.ORDINAL: str(i)} for i in range(devices)}
+    with Workshop(resolve("sm_90").tvm, backend=SYNTHETIC, jobs=2, places=places) as workshop:
         limits = dataclasses.replace(engine.effort("default", trials, minutes), patience=patience)
         parts: dict[str, Any] = {"deadline": begun + 60 * minutes, "log_dir": folder, "resume": resume, "seed": 0}
-        fleet = Fleet(workshop, limits, progress=Silent(), **parts)
+        fleet = Fleet(workshop, limits, progress=Heard(), **parts)
         return fleet.search([request()], resolve("sm_90")), fleet
 
 
-@pytest.fixture(autouse=True)
-def spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+def undriven(patch: pytest.MonkeyPatch) -> None:
     """A machine whose driver is not asked."""
-    monkeypatch.setattr(winner, "device_text", lambda target: {"name": target.device, "arch": "sm_90"})
-    monkeypatch.setattr(winner, "compiler_release", lambda: "13.0")
+    patch.setattr(winner, "device_text", lambda target: {"name": target.device, "arch": "sm_90"})
+    patch.setattr(winner, "compiler_release", lambda: "13.0")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    undriven(monkeypatch)
+    monkeypatch.setenv("DESCRIBED", str(tmp_path_factory.getbasetemp() / "described.json"))
 
 
 def measured(folder: Path) -> Counter[str]:
@@ -127,9 +143,9 @@ def test_the_same_call_goes_on_and_measures_nothing_twice(tmp_path: Path) -> Non
 
 def test_the_time_is_kept(tmp_path: Path) -> None:
     begun = time.monotonic()
-    results, _ = hunt(tmp_path, trials=10**6, minutes=0.2)
-    assert time.monotonic() - begun < 12 * 1.05 + 0.5  # ending processes
-    assert results and all(result.stopped in ("time", "exhausted") for result in results)
+    results, _ = hunt(tmp_path, trials=10**6, minutes=0.08)
+    assert time.monotonic() - begun < 4.8 * 1.05 + 0.5  # ending processes
+    assert results and all(result.stopped == "time" for result in results)
 
 
 def test_a_search_without_improvements_ends(tmp_path: Path) -> None:
@@ -167,14 +183,60 @@ def test_without_a_valid_candidate_the_first_error_is_shown_in_full(tmp_path: Pa
         hunt(tmp_path)
 
 
+def test_several_devices_share_one_search(tmp_path: Path) -> None:
+    """One journal, one limit of trials; a candidate that crashes on a sound device is to blame, and its device goes on."""
+    results, fleet = hunt(tmp_path, trials=60, devices=3)
+    assert [result.decisions for result in results] == [BEST] * len(results)
+    assert [result.trials for result in results] == [60] * len(results)
+    trials = fleet.meters.trials()
+    assert list(trials) == ["GPU 0", "GPU 1", "GPU 2"]
+    assert min(trials.values()) > 0
+    assert sum(trials.values()) == fleet.trials == sum(measured(tmp_path).values()) == 60 * len(results)
+    assert max(measured(tmp_path).values()) == 1
+    assert all(result.rejected.get("crash") for result in results)
+    assert len(fleet.meters.live) == 3
+    report = TuneReport(results, 1.0, devices=trials)
+    assert f"measured: {trials['GPU 0']} on GPU 0, " in "\n".join(report.lines())
+    assert report.to_json()["devices"] == trials
+
+
+BREAKS = {
+    "start": "GPU 1 is left out: RuntimeError: CUDA_ERROR_SYSTEM_NOT_READY; the search goes on with GPU 0",
+    "pace": "GPU 1 is left out: it copies 60% of what the fastest does; is it in use?; the search goes on with GPU 0",
+    "measure": "GPU 1 is left out: RuntimeError: cuMemAlloc_v2: out of memory (2); the search goes on with GPU 0",
+    "later": "GPU 1 is left out: RuntimeError: cuMemAlloc_v2: out of memory (2); the search goes on with GPU 0",
+}
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_a_broken_device_is_left_out_and_no_candidate_pays_for_it(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKEN", f"{what} 1")
+    results, fleet = hunt(tmp_path, trials=30, devices=2)
+    assert [line for line in fleet.progress.lines if "left out" in line] == [BREAKS[what]]  # type: ignore[attr-defined]
+    assert [result.trials for result in results] == [30] * len(results)
+    assert fleet.meters.trials()["GPU 1"] == 0 or what == "later"
+    for one in fleet.staged[0].hunts.values():
+        crashed = [point for point, outcome in one.journal.known.items() if outcome.kind == "crash"]
+        assert all(point[2] == calls.CRASHES for point in crashed)
+
+
+def test_a_search_whose_only_device_is_broken_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKEN", "start 0")
+    with pytest.raises(BuildError, match=r"GPU 0 cannot be measured on: (.|\n)*CUDA_ERROR_SYSTEM_NOT_READY"):
+        hunt(tmp_path)
+
+
 PROGRAM = """
 import sys
+sys.modules["torch"] = None  # importing it would take longer than the search
 from pathlib import Path
 import pytest
 sys.path.insert(0, sys.argv[1])
 import test_fleet
 with pytest.MonkeyPatch.context() as patch:
-    test_fleet.spaces.__wrapped__(patch)
+    test_fleet.undriven(patch)
     test_fleet.hunt(Path(sys.argv[2]), trials=40)
 """
 

@@ -53,7 +53,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     assert child.stdout is not None
     port = int(child.stdout.readline())
     place = remote.environment(f"127.0.0.1:{port}", "cpu")
-    with Workshop(HOST, backend=remote.backend(), limits=LIMITS, environment=place, jobs=1) as shop:
+    with Workshop(HOST, backend=remote.backend(), limits=LIMITS, places={"board": place}, jobs=1) as shop:
         yield shop
     child.communicate(timeout=30)
 
@@ -69,7 +69,7 @@ def test_two_searches_at_once_have_a_server_each(workshop: Workshop, tmp_path: P
     """The first keeps its server until its measuring process ends: with one server the second would wait for ever."""
     assert workshop.bandwidth() > 0
     place = workshop.meter.environment
-    with Workshop(HOST, backend=remote.backend(), limits=LIMITS, environment=place, jobs=1) as other:
+    with Workshop(HOST, backend=remote.backend(), limits=LIMITS, places={"board": place}, jobs=1) as other:
         result = search(task(), other, Effort(2, 2.0, 2), log_dir=tmp_path, progress=Silent())
         assert result is not None and result.trials == 2
         assert workshop.call(workshop.backend.copy_bandwidth) > 0

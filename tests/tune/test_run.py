@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from tilegen import build, mechanisms
-from tilegen.bundle import machine
+from tilegen.build import gpus
+from tilegen.bundle import gpu, machine
 from tilegen.errors import ArgumentError, TargetError
 from tilegen.mechanisms import Instance
 from tilegen.tune import TuneReport, logs, tune
 from tilegen.tune.progress import Silent
-from tilegen.tune.run import own_target
+from tilegen.tune.run import devices_of, own_target
 
 SHAPES = {"B": 2, "T": 48}
 
@@ -82,6 +83,50 @@ def test_wrong_arguments_are_named(change: dict[str, Any], error: type[Exception
     given: dict[str, Any] = {"ops": ["elementwise_attention"], "progress": Silent(), **change}
     with pytest.raises(error, match=message):
         tune(given.pop("ops"), **given)
+
+
+H100, T4 = gpus.NAMED["sm_90"], gpus.NAMED["sm_75"]
+
+
+@pytest.fixture
+def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with three GPUs of one model and another one."""
+    monkeypatch.setattr(gpu, "driver", lambda: gpu.Driver((13, 0), (0, 1, 2, 3), (90, 90, 75, 90)))
+    monkeypatch.setattr(gpus, "of_device", lambda index=0: T4 if index == 2 else H100)
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "numbers"),
+    [
+        (None, None, [0]),
+        ("cuda:2", None, [2]),
+        ("cpu", None, [0]),
+        ("cuda", "0,1,3", [0, 1, 3]),
+        (None, " 3, 1", [3, 1]),
+        ("cuda", [1], [1]),
+    ],
+)
+def test_devices_are_numbers_of_gpus(four_cards: None, target: str | None, given: Any, numbers: list[int]) -> None:
+    assert devices_of(target, given) == numbers
+
+
+DEVICES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"devices": "all"}, TargetError, r"GPU 0 is sm_90 \(sm_90, 132 multiprocessors\), GPU 2 sm_75"),
+    ({"devices": "0,3,0"}, ArgumentError, "devices is '0,3,0', must name each GPU once"),
+    ({"devices": "0,4"}, TargetError, "there is no GPU 4; the driver sees 4"),
+    ({"devices": "0;1"}, ArgumentError, "devices is '0;1', must be 'all' or numbers"),
+    ({"devices": [0, -1]}, ArgumentError, "devices is '0,-1', must be 'all' or numbers"),
+    ({"devices": "0,1", "target": "cpu"}, ArgumentError, "devices is '0,1' with target 'cpu', must be left out"),
+    ({"devices": "0,1", "target": "sm_90"}, ArgumentError, "with target 'sm_90', must be left out"),
+    ({"devices": "0,1", "target": "cuda:1"}, ArgumentError, "must not both number devices"),
+    ({"devices": "0,1", "rpc": "h:1", "key": "k"}, ArgumentError, "devices is '0,1' with rpc, must be left out"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), DEVICES, ids=[m for _, _, m in DEVICES])
+def test_wrong_devices_are_named(four_cards: None, change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        tune(["elementwise_attention"], progress=Silent(), **change)
 
 
 def test_a_cpu_tunes_for_lesser_ones_of_its_kind_and_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

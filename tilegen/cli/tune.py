@@ -29,6 +29,12 @@ def command(
             help="cpu, cuda or cuda:1, or a lesser CPU than this one, x86-64-v3; kernels are run here. Default: its GPU, else its CPU."
         ),
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0,1,3", help="Measure on several GPUs of one model at once: their numbers, or all.", show_default=False
+        ),
+    ] = None,
     functions: Annotated[
         str, typer.Option(help="Which of forward, backward and step (a GPU's), with commas.")
     ] = "forward,backward",
@@ -73,6 +79,7 @@ def command(
         log_dir=log_dir,
         seed=seed,
         functions=tuple(part.strip() for part in functions.split(",") if part.strip()),
+        devices=devices,
         rpc=rpc,
         key=key,
         tf32=tf32,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -99,7 +99,8 @@ class Workshop:
 
     Attributes
     ----------
-    builders, meter : the pools; `meter` has one process, so that nothing is measured beside anything else.
+    builders : the pool that builds.
+    meters : by name the pool of each device; it has one process, so that nothing is measured beside anything else there.
     folder : for libraries and cases, removed at the end.
     """
 
@@ -110,24 +111,31 @@ class Workshop:
         backend: Backend | None = None,
         limits: Limits | None = None,
         jobs: int | None = None,
-        environment: dict[str, str] | None = None,
+        places: Mapping[str, dict[str, str]] | None = None,
     ) -> None:
+        """`places`: by the name of each device the variables that tell its measuring process which one it is; this machine unless given."""
         kind = str(target.kind.name)
         self.target, self.backend, self.limits = target, backend or BACKENDS[kind], limits or Limits()
         self.builders = Pool(jobs or cores(), [self.backend.build_setup], hide_torch=not self.backend.build_torch)
-        self.meter = Pool(1, [self.backend.setup], environment=environment or {})
+        named = places or {"this machine": {}}
+        self.meters = {name: Pool(1, [self.backend.setup], environment=own) for name, own in named.items()}
         self._folder = tempfile.TemporaryDirectory(prefix="tilegen-tune-")
         self.folder = Path(self._folder.name)
         self._bandwidth: float | None = None
 
+    @property
+    def meter(self) -> Pool:
+        """The first device's."""
+        return next(iter(self.meters.values()))
+
     def __enter__(self) -> Workshop:
-        self.builders.start()
-        self.meter.start()
+        for pool in (self.builders, *self.meters.values()):
+            pool.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.builders.close()
-        self.meter.close()
+        for pool in (self.builders, *self.meters.values()):
+            pool.close()
         self._folder.cleanup()
 
     def call(self, function: str, **arguments: Any) -> Any:

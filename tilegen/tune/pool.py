@@ -163,8 +163,12 @@ class Pool:
         for worker in [w for w in self._workers if w.job]:
             self._remove(worker)
 
+    def knows(self, topic: str) -> bool:
+        """Whether a worker had a job of this topic."""
+        return any(topic in worker.topics for worker in self._workers)
+
     def fileno(self) -> int:
-        """What becomes readable when a reply may have come: pools can be waited for together, see `gather`."""
+        """What becomes readable when a reply may have come: pools can be waited for together, see `attend`."""
         return self._selector.fileno()  # type: ignore[attr-defined, no-any-return]
 
     def discard(self) -> None:
@@ -262,11 +266,10 @@ class Pool:
         worker.end()
 
 
-def gather(pools: Sequence[Pool], seconds: float) -> list[Reply]:
-    """Wait at most `seconds` (and 1) until one of several pools has replies; those of all of them."""
+def attend(pools: Sequence[Pool], seconds: float) -> None:
+    """Wait at most `seconds` (and 1) until one of several pools may have replies for a `poll`."""
     with selectors.DefaultSelector() as waiting:
         for pool in pools:
             pool.hand_out()
             waiting.register(pool, selectors.EVENT_READ)
         waiting.select(max(0.0, min(seconds, 1.0)))
-    return [reply for pool in pools for reply in pool.poll(0.0)]

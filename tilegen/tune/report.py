@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -125,6 +125,8 @@ class TuneReport:
     device: str = "this machine"
     bandwidth: float = 0.0
     """Bytes per second of copying there."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """Trials of this call that each device measured; empty where there is only this machine."""
 
     def lines(self) -> list[str]:
         """The report for people; the last line says what was gained, in one sentence to paste."""
@@ -133,6 +135,8 @@ class TuneReport:
         tried = sum(r.trials for r in self.results)
         if failed := sum(sum(r.rejected.values()) for r in self.results):
             lines.append(f"rejected: {failed} of {tried} candidates ({100 * failed / tried:.1f} %)")
+        if len(self.devices) > 1:
+            lines.append("measured: " + ", ".join(f"{count} on {name}" for name, count in self.devices.items()))
         if pruned := sum(r.pruned for r in self.results):
             lines.append(f"pruned before they were built: {pruned} candidates")
         both = [(r.default_seconds, r.seconds) for r in self.results if r.default_seconds]
@@ -152,4 +156,4 @@ class TuneReport:
             {**dataclasses.asdict(r), "log": str(r.log) if r.log else None, "gain": r.gain, "random_seconds": r.random_seconds}
             for r in self.results
         ]
-        return {"results": results, "elapsed": self.elapsed, "skipped": list(self.skipped)}
+        return {"results": results, "elapsed": self.elapsed, "skipped": list(self.skipped), "devices": dict(self.devices)}

@@ -33,6 +33,7 @@ def tune(
     log_dir: Path | None = None,
     seed: int = 0,
     functions: Sequence[str] = planned.FUNCTIONS,
+    devices: str | Sequence[int] | None = None,
     rpc: str | None = None,
     key: str = "",
     progress: Progress | None = None,
@@ -54,6 +55,8 @@ def tune(
     resume : go on with the trials of earlier calls; False sets them aside.
     log_dir : where records and trials go; `tilegen.settings.log_dir()` unless given.
     functions : which of "forward", "backward" and, on a GPU, "step", which is measured with 64 sequences of one position.
+    devices : for target "cuda": "all", or the numbers of several GPUs of one model ("0,1,3"), which measure at the same time; one alone
+        unless given, since others may be in use.
     rpc, key : ``HOST:PORT`` of a TVM RPC tracker and the name under which servers registered there: measure on one of these.
         An RPC server runs whatever it is sent; off unless given.
     progress : where to show what happens; standard error unless given.
@@ -82,6 +85,9 @@ def tune(
         raise ArgumentError(f"ops is empty, must name at least one of {', '.join(mechanisms.names())}")
     instances = [_instance(op, shapes or {}) for op in ops]
     place = remote.environment(rpc, key) if rpc is not None else {}
+    numbers = devices_of("rpc" if place else target, devices)
+    if devices is not None:
+        target = f"cuda:{numbers[0]}"
     chosen = own_target(target, tf32) if rpc is None else resolve(target, tf32=tf32)
     if chosen.kind == "cuda":
         if place:
@@ -99,7 +105,7 @@ def tune(
             return tune_device(
                 instances,
                 chosen,
-                ordinal=ordinal(target),
+                devices=numbers,
                 shapes=shapes or {},
                 functions=functions,
                 effort=limits,
@@ -114,11 +120,11 @@ def tune(
             f"functions has {', '.join(sorted(unknown))}, must be of {', '.join(planned.FUNCTIONS)}; a step is tuned on GPUs only: on "
             "a CPU it takes microseconds whatever its tiles"
         )
-    backend = remote.backend() if place else None
+    backend, places = (remote.backend(), {key: place}) if place else (None, None)
     results: list[SearchResult] = []
     skipped: list[tuple[str, str]] = []
     failed: list[TilegenError] = []
-    with progress or Progress() as show, _telling(show), Workshop(chosen.tvm, backend=backend, environment=place) as workshop:
+    with progress or Progress() as show, _telling(show), Workshop(chosen.tvm, backend=backend, places=places) as workshop:
         show.stage("planning")
         work = _tasks(instances, chosen, shapes or {}, functions, skipped)
         bandwidth = workshop.bandwidth()
@@ -195,9 +201,45 @@ def _has_gpu() -> bool:
         return False
 
 
-def ordinal(name: str | None) -> int:
-    """The number of the device that a target's name means: 1 for "cuda:1"."""
-    return int((name or "").partition(":")[2] or 0)
+def devices_of(target: str | None, given: str | Sequence[int] | None) -> list[int]:
+    """The numbers of the GPUs to measure on: that of `target`, "cuda:1", unless others are `given`, "all" or "0,1,3".
+
+    Raises
+    ------
+    ArgumentError
+        When what is given is no list of different numbers, or `target` names one of them or no GPU of this machine.
+    TargetError
+        When there is no such GPU, or they are not all of one model: what is fastest on one need not be on another.
+    """
+    kind, _, number = (target or "cuda").partition(":")
+    if given is None:
+        return [int(number) if number.isdecimal() else 0]
+    shown = given if isinstance(given, str) else ",".join(map(str, given))
+    if kind != "cuda":
+        what = "rpc" if kind == "rpc" else f"target {target!r}"
+        raise ArgumentError(f"devices is {shown!r} with {what}, must be left out: it numbers GPUs of this machine")
+    if number:
+        raise ArgumentError(f"devices is {shown!r} and target {target!r}, must not both number devices; say --target cuda")
+    count = len(gpu.driver().handles)
+    parts = [str(n) for n in range(count)] if shown.strip() == "all" else [part.strip() for part in shown.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ArgumentError(f"devices is {shown!r}, must be 'all' or numbers of GPUs such as 0,1,3")
+    numbers = [int(part) for part in parts]
+    if len(set(numbers)) < len(numbers):
+        raise ArgumentError(f"devices is {shown!r}, must name each GPU once")
+    if unknown := [n for n in numbers if n >= count]:
+        raise TargetError(f"devices is {shown!r}, there is no GPU {unknown[0]}; the driver sees {count}, numbered from 0")
+    cards = {n: gpus.of_device(n) for n in numbers}
+    if other := [n for n, card in cards.items() if card != cards[numbers[0]]]:
+        raise TargetError(
+            f"devices is {shown!r}, must be GPUs of one model: GPU {numbers[0]} is {_model(cards[numbers[0]])}, GPU {other[0]} "
+            f"{_model(cards[other[0]])}; tune each model by a call of its own, their records are kept apart"
+        )
+    return numbers
+
+
+def _model(card: gpus.Card) -> str:
+    return f"{card.name} ({card.arch}, {card.processors} multiprocessors)"
 
 
 def _check(instances: Sequence[Instance], shapes: Mapping[str, int]) -> None:

@@ -57,6 +57,8 @@ class Hunt:
         """Candidates that are proposed and have no outcome yet."""
         self.finished = False
         """Whether the ranking is done or will not be."""
+        self.judging = False
+        """Whether a step of the ranking is being measured."""
         self.checked: set[Decisions] = set()
         """Points whose results were compared with the references."""
         self.rebuilt: set[Decisions] = set()
@@ -216,6 +218,11 @@ class Staged:
         self.stage: Path | None = None
         self.cases: Path | None = None
         self.error: str | None = None
+
+    @property
+    def topic(self) -> str:
+        """What processes know that set its stage."""
+        return str(self.folder)
 
     def take_default(self, place: tuple[str, int], reply: Reply) -> None:
         """The default of a kernel was built; with the last of them the stage can be set."""

@@ -26,7 +26,7 @@ def tune_device(
     instances: Sequence[Instance],
     target: BuildTarget,
     *,
-    ordinal: int,
+    devices: Sequence[int],
     shapes: Mapping[str, int],
     functions: Sequence[str],
     effort: Effort,
@@ -36,7 +36,7 @@ def tune_device(
     seed: int,
     progress: Progress,
 ) -> TuneReport:
-    """Search the kernels of `instances` on the GPU numbered `ordinal`; see `tilegen.tune.run.tune`."""
+    """Search the kernels of `instances` on the GPUs numbered `devices`, all of the kind of `target`; see `tilegen.tune.run.tune`."""
     begun = time.monotonic()
     if unknown := set(functions) - {"forward", "backward", STEP}:
         raise ArgumentError(f"functions has {', '.join(sorted(unknown))}, must be of forward, backward, step")
@@ -47,9 +47,11 @@ def tune_device(
         step = instance.step_instance() if STEP in functions else None
         if step is not None:
             work.append(Request(step, shapes, step=True))
-    with Workshop(target.tvm, limits=LIMITS, environment={ORDINAL: str(ordinal)}) as workshop:
-        workshop.builders.recycle = workshop.meter.recycle = RECYCLE
+    places = {f"GPU {number}": {ORDINAL: str(number)} for number in devices}
+    with Workshop(target.tvm, limits=LIMITS, places=places) as workshop:
+        for pool in (workshop.builders, *workshop.meters.values()):
+            pool.recycle = RECYCLE
         fleet = Fleet(workshop, effort, deadline=deadline, log_dir=log_dir, resume=resume, seed=seed, progress=progress)
         results = fleet.search(work, target)
-        bandwidth = workshop.bandwidth()
-    return TuneReport(results, time.monotonic() - begun, fleet.skipped, target.device, bandwidth)
+    took = time.monotonic() - begun
+    return TuneReport(results, took, fleet.skipped, target.device, fleet.bandwidth, fleet.meters.trials())

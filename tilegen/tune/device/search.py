@@ -1,8 +1,8 @@
-"""The search of all kernels of a call at once: while the device measures one, all cores build others.
+"""The search of all kernels of a call at once: while each device measures one, all cores build others.
 
 Kernels have independent decisions, so each has a space, a journal and a model of its own.  Nothing waits for a round to end: whenever
-a core comes free the kernel whose next trial is worth most proposes one, and whenever the device does it measures the candidate of
-such a kernel.  A kernel whose search is over is ranked at once, so that little is left to do when the time is up.
+a core comes free the kernel whose next trial is worth most proposes one, and whenever a device does it measures the candidate of
+such a kernel.  A kernel whose search is over is ranked at once, on one device, so that little is left to do when the time is up.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 from tilegen.build.target import BuildTarget
 from tilegen.errors import RecordError, ScheduleError
-from tilegen.tune import logs, records
 from tilegen.tune.device import winner
 from tilegen.tune.device.build import target_text
 from tilegen.tune.device.hunt import Hunt, Staged
+from tilegen.tune.device.meters import Meter, Meters, outcome_of
 from tilegen.tune.device.operators import Request, Sketch
 from tilegen.tune.engine import Candidate, Effort
 from tilegen.tune.evolve import Decisions
 from tilegen.tune.journal import OK, Outcome
-from tilegen.tune.local import Workshop, summary
-from tilegen.tune.pool import Job, Reply, gather
+from tilegen.tune.local import Workshop
+from tilegen.tune.pool import Job, Reply, attend
 from tilegen.tune.progress import Progress, duration
 from tilegen.tune.report import TIME_UP, SearchResult
 from tilegen.tune.session import Standing, judge
@@ -51,6 +51,9 @@ ENDING = 0.7
 AHEAD = 2
 """Candidates built and not yet measured, and jobs waiting for a core, for each core."""
 
+AT_HOME = 2.0
+"""How many times as much a trial must be worth before a device that knows one operator sets the stage of another."""
+
 CASES = 4
 """One of so many cores makes references while there are candidates to build."""
 
@@ -61,6 +64,10 @@ class Fleet:
     Parameters
     ----------
     deadline : monotonic time at which everything including the final ranking is done.
+
+    Attributes
+    ----------
+    bandwidth : bytes per second of copying on the devices.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class Fleet:
     ) -> None:
         self.workshop, self.effort, self.deadline, self.begun = workshop, effort, deadline, time.monotonic()
         self.log_dir, self.resume, self.seed, self.progress = log_dir, resume, seed, progress
+        self.meters, self.bandwidth = Meters(workshop, progress.say), 0.0
         self.staged: list[Staged] = []
         self.skipped: list[tuple[str, str]] = []
         self.found: dict[Hunt, SearchResult] = {}
@@ -100,7 +108,7 @@ class Fleet:
         self._first.extend(self._describe_job(request, target) for request in requests)
         try:
             self._feed()
-            self.workshop.bandwidth()  # while the building processes start
+            self.bandwidth = self.meters.begin()  # while the building processes start
             while (left := self._stop() - time.monotonic()) > 0 and self._feed():
                 self._wait(left)
             self._close()
@@ -120,21 +128,28 @@ class Fleet:
         """When the search ends and what is left to rank is ranked."""
         count = sum(1 for hunt in self._active() if hunt.journal.successes())
         each = self.busy["ranking"] / self._ranked if self._ranked else RANKING
-        return self.deadline - ENDING - min(0.5 + each * count, FINAL_SHARE * (self.deadline - self.begun))
+        needed = 0.5 + each * count / len(self.meters.live)
+        return self.deadline - ENDING - min(needed, FINAL_SHARE * (self.deadline - self.begun))
 
     def _wait(self, seconds: float) -> None:
         """Look at the replies that come."""
-        for reply in gather((self.workshop.builders, self.workshop.meter), seconds):
-            reply.job.tag(reply)
+        builders = self.workshop.builders
+        attend([builders, *(meter.pool for meter in self.meters.live)], seconds)
+        self._deliver([*builders.poll(0.0), *self.meters.replies()])
+
+    def _deliver(self, replies: Sequence[Reply]) -> bool:
+        return bool([reply.job.tag(reply) for reply in replies])
 
     def _feed(self) -> bool:
-        """Keep the cores and the device busy; whether anything is going on."""
-        builders, meter = self.workshop.builders, self.workshop.meter
-        if not meter.load and (job := self._for_device()) is not None:
-            meter.submit(job)
+        """Keep the cores and the devices busy; whether anything is going on."""
+        builders, meters = self.workshop.builders, self.meters
+        self._deliver(meters.prove(self._proof))
+        for meter in meters.idle():
+            if (job := self._for_device(meter)) is not None:
+                meter.pool.submit(job)
         while builders.load < AHEAD * builders.size and (job := self._for_builders()) is not None:
             builders.submit(job)
-        return bool(builders.load or meter.load or self._first or self._cases)
+        return bool(builders.load or meters.load or self._first or self._cases) or self._deliver(meters.settle())
 
     def _for_builders(self) -> Job | None:
         """What to build next: what an operator cannot be measured without, references, candidates."""
@@ -148,7 +163,7 @@ class Fleet:
         if sum(len(hunt.waiting) for hunt in going) < AHEAD * self.workshop.builders.size:
             for hunt in sorted(going, key=Hunt.urgency, reverse=True):
                 if (candidate := hunt.next(self.effort)) is not None:
-                    handle = functools.partial(self._built, hunt, candidate)
+                    handle = functools.partial(self._built, functools.partial(hunt.take, candidate))
                     # An estimate does not decide about what is used now.
                     prune = candidate.decisions != hunt.incumbent
                     return self._build_job(hunt.owner, hunt.place, candidate.decisions, handle, prune)
@@ -157,15 +172,17 @@ class Fleet:
             return self._cases.popleft()
         return None
 
-    def _for_device(self) -> Job | None:
-        """What to measure next: candidates, and the finalists of a kernel whose search is over."""
+    def _for_device(self, meter: Meter) -> Job | None:
+        """What a device measures next: what another one left, candidates, and the finalists of a kernel whose search is over."""
+        if self.meters.again:
+            return self.meters.again.popleft()
         for hunt in self._active():
             if hunt.stopped(self.effort) and not hunt.flying and (job := self._ranking(hunt)) is not None:
                 return job
         ready = [hunt for hunt in self._active() if hunt.waiting and hunt.owner.stage]
         if not ready:
             return None
-        hunt = max(ready, key=Hunt.urgency)
+        hunt = max(ready, key=lambda h: h.urgency() * (AT_HOME if meter.pool.knows(h.owner.topic) else 1.0))
         candidate, built = hunt.waiting.popleft()
         arguments = self._on_stage(hunt) | {
             "library": built["library"],
@@ -175,10 +192,12 @@ class Fleet:
             "hurry": hunt.best if hunt.best < float("inf") else None,
         }
         handle = functools.partial(self._measured, hunt, candidate, bool(checked))
-        return Job(self.workshop.backend.measure, arguments, self.workshop.limits.measure, handle)
+        return Job(self.workshop.backend.measure, arguments, self.workshop.limits.measure, handle, hunt.owner.topic)
 
     def _ranking(self, hunt: Hunt) -> Job | None:
-        """The next step towards the ranking of a kernel; None: it waits for builds or references, or there is nothing to rank."""
+        """The next step towards the ranking of a kernel; None: it waits for one before, or there is nothing to rank."""
+        if hunt.judging:
+            return None
         points = hunt.finalists()
         if not points:
             hunt.finished = True
@@ -190,17 +209,28 @@ class Fleet:
         checked = hunt.owner.checked()
         if not checked or any(point not in hunt.libraries for point in points):
             return None
-        backend, limits = self.workshop.backend, self.workshop.limits
+        backend, limits, hunt.judging = self.workshop.backend, self.workshop.limits, True
         for point in points:
             if point not in hunt.checked:
                 arguments = {"library": hunt.libraries[point], "checked": checked, "number": hunt.number}
-                return Job(backend.check, arguments, limits.measure, functools.partial(self._checked, hunt, point))
+                return Job(
+                    backend.check, arguments, limits.measure, functools.partial(self._checked, hunt, point), hunt.owner.topic
+                )
         fitting = int(FINAL_SECONDS / (len(points) * max(hunt.best, 1e-5)))
         arguments = self._on_stage(hunt) | {
             "libraries": [hunt.libraries[point] for point in points],
             "rounds": max(FEWEST, min(ROUNDS, fitting)),
         }
-        return Job(backend.rank, arguments, limits.whole, functools.partial(self._judged, hunt, points))
+        return Job(backend.rank, arguments, limits.whole, functools.partial(self._judged, hunt, points), hunt.owner.topic)
+
+    def _proof(self, job: Job) -> Job | None:
+        """A measurement for the same operator as `job` that must not fail on any device, as soon as one is known."""
+        for hunt in self._hunts():
+            point = next((t.decisions for t in hunt.journal.successes() if t.decisions in hunt.libraries), None)
+            if hunt.owner.topic == job.topic and point is not None:
+                arguments = self._on_stage(hunt) | {"libraries": [hunt.libraries[point]], "rounds": 1}
+                return Job(self.workshop.backend.rank, arguments, self.workshop.limits.measure, topic=job.topic)
+        return None
 
     def _describe_job(self, request: Request, target: BuildTarget) -> Job:
         instance = request.instance.key
@@ -229,7 +259,9 @@ class Fleet:
                 hunt.finished = True  # an earlier call left nothing to do
             return
         for place in staged.operator.places:
-            self._first.append(self._build_job(staged, place, (), functools.partial(self._default, staged, place)))
+            self._first.append(
+                self._build_job(staged, place, (), functools.partial(self._built, functools.partial(staged.take_default, place)))
+            )
         self._cases.append(self._case_job(staged))
 
     def _build_job(
@@ -255,13 +287,9 @@ class Fleet:
         kernel = hunt.kernel
         return {"stage": str(hunt.owner.stage), "names": kernel.names, "written": kernel.written, "scratch": kernel.scratch}
 
-    def _default(self, staged: Staged, place: tuple[str, int], reply: Reply) -> None:
+    def _built(self, take: Callable[[Reply], None], reply: Reply) -> None:
         self.busy["building"] += reply.seconds
-        staged.take_default(place, reply)
-
-    def _built(self, hunt: Hunt, candidate: Candidate, reply: Reply) -> None:
-        self.busy["building"] += reply.seconds
-        hunt.take(candidate, reply)
+        take(reply)
 
     def _rebuilt(self, hunt: Hunt, point: Decisions, reply: Reply) -> None:
         self.busy["building"] += reply.seconds
@@ -277,8 +305,7 @@ class Fleet:
 
     def _measured(self, hunt: Hunt, candidate: Candidate, checked: bool, reply: Reply) -> None:
         self.busy["measuring"] += reply.seconds
-        outcome = _outcome(reply)
-        self._restart(outcome)
+        outcome = outcome_of(reply)
         if checked and outcome.ok:
             hunt.checked.add(candidate.decisions)
         hunt.note(candidate, outcome)
@@ -287,8 +314,8 @@ class Fleet:
 
     def _checked(self, hunt: Hunt, point: Decisions, reply: Reply) -> None:
         self.busy["ranking"] += reply.seconds
-        outcome = Outcome(OK) if reply.kind == OK and reply.value["kind"] == OK else _outcome(reply)
-        self._restart(outcome)
+        hunt.judging = False
+        outcome = Outcome(OK) if reply.kind == OK and reply.value["kind"] == OK else outcome_of(reply)
         if outcome.ok:
             hunt.checked.add(point)
         else:
@@ -300,17 +327,10 @@ class Fleet:
         self._ranked += 1
         hunt.finished = True
         if reply.kind != OK:
-            self._restart(_outcome(reply))
             hunt.error = f"{hunt.kernel.name}: the ranking failed ({reply.kind}): {reply.message}"
             return
         standings = [Standing(point, taken) for point, taken in zip(points, reply.value, strict=True)]
         self._record_winner(hunt, standings)
-
-    def _restart(self, outcome: Outcome) -> None:
-        """What was rejected may have written anywhere on the device, and after an illegal access nothing works any more."""
-        if not outcome.ok:
-            self.workshop.meter.discard()
-            self.workshop.meter.start()
 
     def _line(self, hunt: Hunt) -> str:
         rate = self.trials / max(time.monotonic() - self.begun, 1e-9)
@@ -321,23 +341,26 @@ class Fleet:
 
     def _close(self) -> None:
         """The time is up, or nothing is left to search: rank what is not ranked, what gained most first."""
-        builders, meter = self.workshop.builders, self.workshop.meter
+        builders, meters = self.workshop.builders, self.meters
         left = [hunt for hunt in self._active() if hunt.journal.successes()]
         left.sort(key=lambda hunt: hunt.best / (hunt.default_seconds or hunt.best))
         needed = (self._rebuilt, self._prepared)
         self._first = deque(job for job in [*self._first, *builders.withdraw(), *self._cases] if job.tag.func in needed)
+        meters.again = deque(job for job in meters.again if job.tag.func in (self._checked, self._judged))
         while (now := time.monotonic()) < self.deadline - ENDING and any(not (hunt.finished or hunt.error) for hunt in left):
-            if not meter.load:
+            self._deliver(meters.prove(self._proof))
+            for meter in meters.idle():
                 ranking = (self._ranking(hunt) for hunt in left if not hunt.finished and not hunt.error and not hunt.owner.error)
-                if (job := next(filter(None, ranking), None)) is not None:
-                    meter.submit(job)
+                job = meters.again.popleft() if meters.again else next(filter(None, ranking), None)
+                if job is not None:
+                    meter.pool.submit(job)
             while self._first:
                 builders.submit(self._first.popleft())
-            if not (builders.load or meter.load):
+            if not (builders.load or meters.load or self._deliver(meters.settle())):
                 break
             self._wait(self.deadline - ENDING - now)
         builders.drop()
-        meter.drop()
+        meters.drop()
 
     def _finish(self) -> list[SearchResult]:
         """The results, and what became of the rest."""
@@ -368,21 +391,10 @@ class Fleet:
         verdict["stopped"] = hunt.stopped(self.effort) or "time"
         # A default that won needs no record: it stays what is used, and may become better.
         if best.decisions != (hunt.incumbent or space.default):
-            record = winner.record(hunt, best, verdict)
-            path = records.log_path(self.log_dir, hunt.kernel.key.host, hunt.kernel.key.op)
-            logs.append(path, record)
-            verdict |= {"record": record.id, "log": str(path)}
+            verdict |= winner.write(hunt, best, verdict)
         hunt.journal.rank(verdict)
         self._note(hunt, verdict)
 
     def _note(self, hunt: Hunt, verdict: dict[str, Any]) -> None:
-        self.found[hunt] = winner.result(hunt, verdict, self.workshop.bandwidth())
+        self.found[hunt] = winner.result(hunt, verdict, self.bandwidth)
         self.progress.say(self.found[hunt].lines()[0])
-
-
-def _outcome(reply: Reply) -> Outcome:
-    if reply.kind != OK:
-        return Outcome("crash" if reply.kind == "error" else reply.kind, message=f"while measuring: {reply.message}")
-    if reply.value["kind"] != OK:
-        return Outcome(reply.value["kind"], message=reply.value["message"])
-    return Outcome(OK, *summary(reply.value["samples"]))

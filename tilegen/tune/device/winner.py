@@ -9,10 +9,18 @@ from typing import Any
 
 from tilegen.build.target import BuildTarget
 from tilegen.bundle import gpu
+from tilegen.tune import logs, records
 from tilegen.tune.device.hunt import Hunt
 from tilegen.tune.records import Record
 from tilegen.tune.report import SearchResult
 from tilegen.tune.session import Standing, versions
+
+
+def write(hunt: Hunt, best: Standing, verdict: dict[str, Any]) -> dict[str, str]:
+    """Put the record of what won into the log: ``{"record", "log"}``."""
+    made, path = record(hunt, best, verdict), records.log_path(hunt.log_dir, hunt.kernel.key.host, hunt.kernel.key.op)
+    logs.append(path, made)
+    return {"record": made.id, "log": str(path)}
 
 
 def record(hunt: Hunt, best: Standing, verdict: dict[str, Any]) -> Record:
